@@ -1,0 +1,1 @@
+"""Few-step, streaming, interactive video generation in JAX."""

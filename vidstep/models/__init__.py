@@ -1,0 +1,1 @@
+"""Networks: one video DiT, its conditioning, its layout."""

@@ -1,0 +1,1 @@
+"""Frozen references: closed-form videos first."""

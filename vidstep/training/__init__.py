@@ -1,0 +1,1 @@
+"""State, step, checkpoint, metrics log."""
