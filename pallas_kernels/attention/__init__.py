@@ -1,0 +1,1 @@
+"""Attention kernels: forward, tangent and backward over a rule and a tile map."""

@@ -1,0 +1,3 @@
+"""Attention: one op, forward and reverse mode, any frame mask, the kernel picked per platform."""
+
+from vidstep.attention.op import attention as attention

@@ -1,0 +1,116 @@
+"""Mask rules: static, hashable functions of a query's and a key's attributes.
+
+A rule is called with fields that broadcast against each other, queries `[..., Nq, 1]` and keys
+`[..., 1, Nk]`, and uses nothing but operators, so that one definition serves NumPy on the host,
+XLA, and the inside of a kernel. `a & b` is the intersection.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+from vidstep.masks.info import CLEAN, NOISY, TokenInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """Base of all rules."""
+
+  def __call__(self, q: TokenInfo, k: TokenInfo) -> Any:
+    """Whether query token `q` may attend to key token `k`: bool, broadcast over both."""
+    raise NotImplementedError
+
+  def __and__(self, other: "Rule") -> "Rule":
+    rules = [r for rule in (self, other) for r in getattr(rule, "rules", (rule,))]
+    rules = tuple(dict.fromkeys(r for r in rules if r != Full()))
+    return Intersection(rules) if len(rules) > 1 else rules[0] if rules else Full()
+
+
+@dataclasses.dataclass(frozen=True)
+class Intersection(Rule):
+  """Allows what every one of `rules` allows."""
+
+  rules: tuple[Rule, ...]
+
+  def __call__(self, q: TokenInfo, k: TokenInfo) -> Any:
+    allowed = self.rules[0](q, k)
+    for rule in self.rules[1:]:
+      allowed = allowed & rule(q, k)
+    return allowed
+
+
+@dataclasses.dataclass(frozen=True)
+class Full(Rule):
+  """Everyone attends to everyone: the same as no mask."""
+
+  def __call__(self, q: TokenInfo, k: TokenInfo) -> Any:
+    return (q.valid == q.valid) & (k.valid == k.valid)
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalFrames(Rule):
+  """Own frame and earlier ones; bidirectional inside a frame."""
+
+  def __call__(self, q: TokenInfo, k: TokenInfo) -> Any:
+    return k.frame <= q.frame
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalChunks(Rule):
+  """Own chunk and earlier ones; bidirectional inside a chunk."""
+
+  def __call__(self, q: TokenInfo, k: TokenInfo) -> Any:
+    return k.chunk <= q.chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionForcing(CausalChunks):
+  """Block causality over one noisy sequence whose chunks have noise levels of their own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherForcing(Rule):
+  """Packed clean and noisy copies of one video (Causal-rCM, section 4.3).
+
+  clean query -> clean keys of its own and earlier chunks; noisy query -> clean keys of *earlier*
+  chunks and noisy keys of its own chunk. Nothing else: no token sees another chunk's noisy copy,
+  none sees the clean copy of what it denoises.
+  """
+
+  def __call__(self, q: TokenInfo, k: TokenInfo) -> Any:
+    past = (q.role == NOISY) & (k.chunk < q.chunk) | (q.role == CLEAN) & (k.chunk <= q.chunk)
+    own = (q.role == NOISY) & (k.role == NOISY) & (k.chunk == q.chunk)
+    return (k.role == CLEAN) & past | own
+
+
+@dataclasses.dataclass(frozen=True)
+class Window(Rule):
+  """The last `size` frames or chunks, the query's own included, and the first `sink` of the video.
+
+  It bounds the past only: intersect it with a causal rule to bound the future.
+
+  Attributes:
+    size: how many frames or chunks back, counting the query's own.
+    sink: how many at the start of the video stay visible.
+    by: what is counted.
+  """
+
+  size: int
+  sink: int = 0
+  by: Literal["frame", "chunk"] = "frame"
+
+  def __post_init__(self):
+    if self.size < 1 or self.sink < 0 or self.by not in ("frame", "chunk"):
+      raise ValueError(f"a window needs size >= 1, sink >= 0, by frame or chunk; got {self}.")
+
+  def __call__(self, q: TokenInfo, k: TokenInfo) -> Any:
+    at, key = getattr(q, self.by), getattr(k, self.by)
+    recent = key > at - self.size
+    return recent | (key < self.sink) if self.sink else recent
+
+
+@dataclasses.dataclass(frozen=True)
+class Valid(Rule):
+  """Real tokens only: padding and empty cache slots neither attend nor are attended to."""
+
+  def __call__(self, q: TokenInfo, k: TokenInfo) -> Any:
+    return (q.valid != 0) & (k.valid != 0)
