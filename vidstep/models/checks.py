@@ -1,0 +1,91 @@
+"""Refuses wrong input to the video DiT with one clear sentence each."""
+
+import jax
+import jax.numpy as jnp
+
+
+def check_fields(model):
+  """Raises ValueError if the fields of a `VideoDiT` contradict each other."""
+  if model.dim % model.heads or (model.dim // model.heads) % 2:
+    raise ValueError(
+      f"dim={model.dim} must be heads={model.heads} times an even head size (RoPE turns pairs)."
+    )
+  if model.prediction not in ("v", "x0"):
+    raise ValueError(f"prediction is 'v' or 'x0', not {model.prediction!r}.")
+  names = [n for n in dir(jax.checkpoint_policies) if n.endswith(("_saveable", "_batch_dims"))]
+  if model.remat is not None and not hasattr(jax.checkpoint_policies, model.remat):
+    raise ValueError(f"remat={model.remat!r} is no policy of jax; take None or one of {names}.")
+  if any(not 0 <= i < model.depth for i in model.features):
+    raise ValueError(f"features={model.features} must number blocks 0 to {model.depth - 1}.")
+
+
+def check_inputs(model, x, t, s, cond, layout, cache):
+  """Raises ValueError or NotImplementedError if a `VideoDiT` cannot take these inputs."""
+  if cond.shot is not None:
+    raise NotImplementedError("shot conditioning is not supported yet; pass cond.shot=None.")
+  if cache is not None:
+    raise NotImplementedError("key-value caches are not supported yet; pass cache=None.")
+  if cond.context is not None:
+    raise ValueError("pack cond.context in front of x first (layout.pack, or use velocity_fn).")
+  if x.ndim != 5:
+    raise ValueError(f"x must be [B, F, H, W, C], but has shape {x.shape}.")
+  b, f, h, w, c = x.shape
+  if any(n % p for n, p in zip((f, h, w), model.patch, strict=True)):
+    raise ValueError(
+      f"frames, height and width {(f, h, w)} must be divisible by patch={tuple(model.patch)}."
+    )
+  image = 0 if cond.image is None else cond.image.shape[-1]
+  if c + image != model.in_channels:
+    raise ValueError(
+      f"the network takes in_channels={model.in_channels}, but x has {c} and cond.image {image}."
+    )
+  if c != model.out_channels:
+    raise ValueError(f"x has {c} channels, but its velocity would have {model.out_channels}.")
+  if cond.image is not None and cond.image.shape[:-1] != x.shape[:-1]:
+    raise ValueError(f"cond.image {cond.image.shape} must match x {x.shape} in all but channels.")
+  _check_time("t", t, b, f)
+  if s is not None:
+    if not model.second_time:
+      raise ValueError("a second time s needs a network built with second_time=True.")
+    _check_time("s", s, b, f)
+  if layout is not None and layout.info.frame.shape[-1] != f:
+    raise ValueError(f"layout describes {layout.info.frame.shape[-1]} frames, but x has {f}.")
+  _check_actions(model, cond.actions, b, f)
+  _check_text(model, cond, b)
+
+
+def _check_time(name, t, b, f):
+  if t.dtype not in (jnp.float32, jnp.float64):
+    raise ValueError(f"{name} must be float32, not {t.dtype}: bfloat16 would round 937.5 to 936.")
+  if t.shape not in ((b,), (b, f)):
+    raise ValueError(f"{name} must be [B]=({b},) or [B, F]=({b}, {f}), but has shape {t.shape}.")
+
+
+def _check_actions(model, actions, b, f):
+  if actions is None:
+    return
+  if not model.action_dim:
+    raise ValueError("actions need a network built with action_dim > 0.")
+  per, a = model.actions_per_frame, model.action_dim
+  want = (b, f, a) if per == 1 and actions.ndim == 3 else (b, f, per, a)
+  if actions.shape != want:
+    raise ValueError(
+      f"actions must have shape {want} (one entry for each of {f} frames), not {actions.shape}."
+    )
+
+
+def _check_text(model, cond, b):
+  if cond.text is None:
+    if cond.text_mask is not None:
+      raise ValueError("cond.text_mask is given without cond.text.")
+    return
+  if model.text_dim is None:
+    raise ValueError("text needs a network built with text_dim.")
+  if cond.text.ndim != 3 or cond.text.shape[::2] != (b, model.text_dim):
+    raise ValueError(
+      f"text must be [B={b}, L, text_dim={model.text_dim}], but has shape {cond.text.shape}."
+    )
+  if cond.text_mask is not None and cond.text_mask.shape != cond.text.shape[:2]:
+    raise ValueError(
+      f"text_mask must have shape {cond.text.shape[:2]}, not {cond.text_mask.shape}."
+    )

@@ -1,0 +1,209 @@
+"""The video DiT: one network, Wan 2.1's block, from a toy to Wan 14B by numbers alone."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidstep.masks import token_info
+from vidstep.models.actions import ActionEmbed
+from vidstep.models.blocks import Block, cross_attention, modulated_norm, self_attention, stat_dtype
+from vidstep.models.checks import check_fields, check_inputs
+from vidstep.models.cond import Cond, Out
+from vidstep.models.embed import MLP, patchify, sinusoid, unpatchify
+from vidstep.models.layout import plain
+from vidstep.models.rope import rope_table
+
+
+class VideoDiT(nn.Module):
+  """Video diffusion transformer (DiT, arXiv 2212.09748) with the block of Wan 2.1 (2503.20314).
+
+  Parameters are float32. Norms, modulation, times, softmax statistics and the returned velocity
+  are float32 whatever the compute dtype. A fresh network returns v = 0 (or x0 = 0).
+
+  Attributes:
+    dim: width.
+    heads: attention heads.
+    depth: blocks.
+    ffn_dim: hidden width of the feed-forward part; None means 4 dim.
+    patch: (frames, height, width) of a token.
+    in_channels: channels of x plus those of `cond.image`.
+    out_channels: channels of x.
+    text_dim: channels of the text embeddings; None builds no cross-attention.
+    action_dim: length of an action vector; 0 for none.
+    actions_per_frame: action vectors per latent frame (S).
+    second_time: also embed `t - s` (flow maps); starts as nothing, so that a network trained
+      without it keeps its function.
+    prediction: what the last layer means. "v": the velocity. "x0": the clean video, and
+      v = (x_t - x0) / max(t, t_min); suits raw pixels and big patches.
+    t_min: bounds the factor 1/t by which an error in x0 grows in v. Below t_min the implied
+      velocity shrinks, so an ODE step from t < t_min to 0 stops short of x0.
+    dtype: compute dtype.
+    remat: None, or the name of a policy in `jax.checkpoint_policies` to rematerialise blocks with.
+    scan: run the blocks as one `lax.scan` over stacked parameters: compile time independent of
+      depth. See `stack_blocks` and `unstack_blocks`.
+    attention: implementation name for `vidstep.attention.attention`; None picks the best.
+    features: numbers of the blocks whose outputs are returned in `Out.features`.
+  """
+
+  dim: int
+  heads: int
+  depth: int
+  ffn_dim: int | None = None
+  patch: tuple[int, int, int] = (1, 2, 2)
+  in_channels: int = 3
+  out_channels: int = 3
+  text_dim: int | None = None
+  action_dim: int = 0
+  actions_per_frame: int = 1
+  second_time: bool = False
+  prediction: str = "v"
+  t_min: float = 0.05
+  dtype: jnp.dtype = jnp.float32
+  remat: str | None = None
+  scan: bool = False
+  attention: str | None = None
+  features: tuple[int, ...] = ()
+
+  @nn.compact
+  def __call__(self, x, t, *, s=None, cond: Cond | None = None, layout=None, cache=None) -> Out:
+    """Velocity of a noisy video.
+
+    Args:
+      x: [B, F, H, W, C] noisy latents or pixels at time t.
+      t: [B] or [B, F] float32 in [0, 1], 1 is noise. Never lower precision. With patches of
+        several frames the time of a patch is that of its first frame.
+      s: [B] or [B, F] float32, second time of a flow map; None means s = t.
+      cond: the conditions; `cond.context` must have been packed (see `layout.pack`).
+      layout: which frame is which and the mask; None means frames 0 .. F-1 and full attention.
+      cache: reserved for key-value caches; must be None.
+
+    Returns:
+      `Out` with `v` [B, F, H, W, C] float32.
+
+    Raises:
+      ValueError: if fields or shapes do not fit, in one sentence that says what to change.
+      NotImplementedError: for a cache or shots.
+    """
+    cond = Cond() if cond is None else cond
+    check_fields(self)
+    check_inputs(self, x, t, s, cond, layout, cache)
+    layout = plain(x.shape[1]) if layout is None else layout
+    stat = stat_dtype(self.dtype)
+    init = nn.initializers.xavier_uniform()
+
+    pixels = x.astype(self.dtype)
+    if cond.image is not None:
+      pixels = jnp.concatenate([pixels, cond.image.astype(self.dtype)], axis=-1)
+    h = patchify(pixels, self.patch)
+    b, f, rows, columns, _ = h.shape
+    h = h.reshape(b, f, rows * columns, -1)
+    h = nn.Dense(self.dim, dtype=self.dtype, kernel_init=init, name="patch_embed")(h)
+
+    temb = self._time_embedding(t, s, cond.actions, x.shape, stat)
+    mod = nn.Dense(6 * self.dim, dtype=stat, kernel_init=nn.initializers.zeros, name="time_proj")
+    mod = mod(nn.silu(temb)).reshape(*temb.shape[:2], 6, self.dim)
+    text, text_mask = self._text(cond, b)
+
+    h, features = self._blocks(h, mod, text, text_mask, layout, (rows, columns))
+
+    table = self.param("head_modulation", nn.initializers.zeros, (2, self.dim)).astype(stat)
+    shift, scale = ((temb + table[i][None, None])[:, :, None] for i in range(2))
+    h = modulated_norm(h, shift, scale)
+    width = self.out_channels * int(np.prod(self.patch))
+    h = nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="head")(h)
+    y = unpatchify(h.reshape(b, f, rows, columns, width), self.patch).astype(stat)
+    if self.prediction == "x0":
+      time = t.astype(stat).reshape(t.shape + (1,) * (5 - t.ndim))
+      y = (x.astype(stat) - y) / jnp.maximum(time, self.t_min)
+    features = tuple(a.reshape(b, f, rows, columns, -1) for a in features)
+    return Out(v=y, cache=None, features=features)
+
+  def _time_embedding(self, t, s, actions, shape, stat):
+    """[B, F', dim] with per-frame times or actions, else [B, 1, dim]."""
+    frames = self.patch[0]
+    per_frame = lambda a: a[:, None] if a.ndim == 1 else a[:, ::frames]
+    t = per_frame(t.astype(stat))
+    temb = MLP(self.dim, stat, name="time_embed")(sinusoid(t))
+    if self.second_time:
+      gap = t - (t if s is None else per_frame(s.astype(stat)))
+      temb = temb + MLP(self.dim, stat, zero=True, name="second_time_embed")(sinusoid(gap))
+    if self.action_dim:
+      if actions is None:
+        actions = jnp.zeros((1, shape[1], self.actions_per_frame, self.action_dim), stat)
+      embed = ActionEmbed(self.dim, stat, name="action_embed")
+      temb = temb + embed(actions.astype(stat), frames)
+    return temb
+
+  def _text(self, cond, batch):
+    """Embedded text [B, L, dim] and its mask; no text stands for one token that is masked out."""
+    if self.text_dim is None:
+      return None, None
+    text, mask = cond.text, cond.text_mask
+    if text is None:
+      text, mask = jnp.zeros((batch, 1, self.text_dim), self.dtype), jnp.zeros((batch, 1), bool)
+    gelu = partial(nn.gelu, approximate=True)
+    return MLP(self.dim, self.dtype, gelu, name="text_embed")(text.astype(self.dtype)), mask
+
+  def _blocks(self, h, mod, text, text_mask, layout, grid):
+    """Runs all blocks; returns tokens and the features asked for."""
+    rows, columns = grid
+    info = layout.info
+    if self.patch[0] > 1:
+      first = lambda a: a[..., :: self.patch[0]]
+      info = token_info(
+        first(info.frame) // self.patch[0], first(info.chunk), first(info.role), first(info.valid)
+      )
+    rope = rope_table(info.frame, rows, columns, self.dim // self.heads)
+    attend = partial(
+      self_attention,
+      rope=rope,
+      info=info.tokens(rows * columns),
+      mask=layout.mask,
+      implementation=self.attention,
+    )
+    attend_text = None
+    if text is not None:
+      attend_text = partial(cross_attention, valid=text_mask, implementation=self.attention)
+    fields = {
+      "heads": self.heads,
+      "ffn_dim": self.ffn_dim or 4 * self.dim,
+      "dtype": self.dtype,
+      "attend": attend,
+      "attend_text": attend_text,
+    }
+    block = Block
+    if self.remat is not None:
+      policy = getattr(jax.checkpoint_policies, self.remat)
+      block = nn.remat(Block, policy=policy, prevent_cse=not self.scan)
+    if self.scan:
+      stacked = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=self.depth,
+      )
+      h, kept = stacked(**fields, keep=bool(self.features), name="blocks")(h, mod, text)
+      return h, [kept[i] for i in self.features]
+    kept = {}
+    for i in range(self.depth):
+      h, kept[i] = block(**fields, keep=i in self.features, name=f"blocks_{i}")(h, mod, text)
+    return h, [kept[i] for i in self.features]
+
+
+def stack_blocks(params: dict, depth: int) -> dict:
+  """Parameters of `scan=False` -> those of `scan=True`: blocks_0 .. become one stacked `blocks`."""
+  names = [f"blocks_{i}" for i in range(depth)]
+  blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))
+  return {k: v for k, v in params.items() if k not in names} | {"blocks": blocks}
+
+
+def unstack_blocks(params: dict, depth: int) -> dict:
+  """Parameters of `scan=True` -> those of `scan=False`; the inverse of `stack_blocks`."""
+  blocks = {
+    f"blocks_{i}": jax.tree.map(lambda a, i=i: a[i], params["blocks"]) for i in range(depth)
+  }
+  return {k: v for k, v in params.items() if k != "blocks"} | blocks
