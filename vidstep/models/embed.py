@@ -39,7 +39,9 @@ def sinusoid(t, channels: int = FREQUENCIES):
     [..., channels] in the dtype of t.
   """
   half = channels // 2
-  rates = np.exp(-np.log(10000.0) * np.arange(half) / half).astype(t.dtype)
+  # Rounded where the networks in use round: at t = 1 the last bit of a rate moves an angle by 6e-5.
+  exponent = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+  rates = np.exp(exponent.astype(np.float64)).astype(np.float32).astype(t.dtype)
   angle = (t * 1000)[..., None] * rates.reshape((1,) * t.ndim + (half,))
   return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
