@@ -1,12 +1,11 @@
-"""Our video DiT against diffusers' Wan transformer at random weights, through the weight mapping."""
+"""Our video DiT against diffusers' Wan transformer at random weights, through the mapping."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vidstep.models.cond import Cond
-from vidstep.models.dit import VideoDiT, stack_blocks
+from vidstep.models.dit import VideoDiT
 from vidstep.models.wan import wan_fields, wan_params
 
 torch = pytest.importorskip("torch")
