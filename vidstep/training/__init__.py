@@ -1,1 +1,1 @@
-"""State, step, checkpoint, metrics log."""
+"""The training state, the step, and what keeps a run alive: checkpoints and logs."""

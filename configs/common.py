@@ -1,0 +1,121 @@
+"""Every config key with its default. An experiment starts from `base()` and changes values."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def base() -> ConfigDict:
+  """The complete config. Keys that are not here do not exist: a typo raises."""
+  config = ConfigDict()
+  config.seed = 0
+
+  config.data = ConfigDict()
+  config.data.path = placeholder(str)  # folder made by experiments.record, or "synthetic"
+  config.data.batch_size = 16  # over all devices
+  config.data.frames = 8  # frames of a clip, context included
+  config.data.context = 0  # clean first frames that are given, not generated
+  config.data.codec = "pixel"  # or the file of a fitted codec
+
+  # The fields of vidstep.models.dit.VideoDiT. None: follows from codec and data.
+  config.model = model()
+
+  # Defaults for every role; nets.<role>.optim overrides them.
+  config.optim = optim()
+
+  # nets.<role> = net(init=..., optim=..., model=...), for roles and frozen networks.
+  config.nets = ConfigDict()
+
+  # name, and the keyword arguments of that objective in vidstep.losses.
+  config.objective = ConfigDict({"name": "flow_matching"})
+
+  config.train = ConfigDict()
+  config.train.steps = 1000
+  config.train.log_every = 10  # TensorBoard and W&B; metrics.jsonl has every step
+  config.train.save_every = 500
+  config.train.sample_every = 500  # 0: never
+  config.train.accumulate = 1  # microbatches in a step
+  config.train.keep = 2  # checkpoints
+
+  config.mesh = ConfigDict()
+  config.mesh.data = -1  # -1: all devices that fsdp leaves
+  config.mesh.fsdp = 1
+  config.mesh.rules = "fsdp"  # preset in vidstep.parallel.sharding
+
+  # How networks of this run are sampled: during training and as defaults of sample and evaluate.
+  config.eval = ConfigDict()
+  config.eval.split = "test"
+  config.eval.videos = 4  # in pictures drawn while training
+  config.eval.steps = 8
+  config.eval.solver = "euler"
+  config.eval.shift = 1.0
+  config.eval.guidance = 1.0
+  return config
+
+
+def model() -> ConfigDict:
+  """The fields of `VideoDiT`, small."""
+  config = ConfigDict()
+  config.dim = 128
+  config.heads = 4
+  config.depth = 4
+  config.ffn_dim = placeholder(int)  # None: 4 dim
+  config.patch = (1, 4, 4)
+  config.in_channels = placeholder(int)
+  config.out_channels = placeholder(int)
+  config.text_dim = placeholder(int)  # None: no text
+  config.action_dim = placeholder(int)  # 0: ignore actions
+  config.actions_per_frame = 1
+  config.second_time = False
+  config.prediction = "v"
+  config.t_min = 0.05
+  config.dtype = "float32"
+  config.remat = placeholder(str)
+  config.scan = False
+  config.attention = placeholder(str)
+  config.features = ()
+  return config
+
+
+def optim() -> ConfigDict:
+  """AdamW, its schedule and the moving average of the weights."""
+  config = ConfigDict()
+  config.lr = 1e-3
+  config.warmup = 100
+  config.schedule = "constant"  # or "linear", "cosine"
+  config.steps = placeholder(int)  # updates of the schedule; None: train.steps
+  config.b1 = 0.9
+  config.b2 = 0.99
+  config.weight_decay = 0.0
+  config.clip = 0.0  # largest gradient norm; 0: no clipping
+  config.ema = "constant:0.999"  # or "power:0.05", "none"
+  return config
+
+
+def net(init=None, *, optim=None, model=None) -> ConfigDict:
+  """One entry of `config.nets`; None anywhere means what the top of the config says.
+
+  Args:
+    init: "workdir:role" or "workdir:role:ema", optionally with "@step": the weights to start from.
+      For a frozen network, which brings its own `model`, it is where the network lives.
+    optim: keys of `optim()` that differ for this role.
+    model: keys of `model()` that differ for this role.
+  """
+  config = ConfigDict()
+  config.init = placeholder(str)
+  config.init = init
+  config.optim = _overrides(_optim(), optim)
+  config.model = _overrides(_model(), model)
+  return config
+
+
+def _overrides(defaults, values):
+  """A config with the keys of `defaults`, all None but for `values`, so that flags reach each."""
+  config = ConfigDict()
+  for key in defaults:
+    config[key] = placeholder(defaults.get_type(key))
+  config.lock().update(values or {})
+  return config.unlock()
+
+
+# Inside `net` the names of these two are taken by its arguments.
+_model, _optim = model, optim

@@ -1,0 +1,154 @@
+"""What all entry points share: flags, the config on the command line, errors as one sentence."""
+
+import difflib
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from configs import common
+
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+_CACHE = flags.DEFINE_string(
+  "compilation_cache",
+  os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/vidstep"),
+  'Folder where compiled programs are kept for the next run; "" keeps none.',
+)
+
+
+def define_config():
+  """Defines --config; its value is a locked `ConfigDict`."""
+  return config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Experiment file with get_config(arg), as path.py or path.py:arg. Every key in it is a flag: "
+    "--config.optim.lr=3e-4.",
+    lock_config=True,
+  )
+
+
+def run(main):
+  """Runs `main(argv)` after parsing flags; bad input ends in one sentence and exit status 1."""
+
+  def guarded(argv):
+    logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+      raise app.UsageError(f"Unexpected argument {argv[1]!r}: flags begin with --.")
+    use_compilation_cache(_CACHE.value)
+    try:
+      main(argv)
+    except (ValueError, FileNotFoundError, NotImplementedError) as error:
+      if _DEBUG.value:
+        raise
+      _fail(f"{error}\n(--debug shows where this came from)")
+
+  app.run(guarded, flags_parser=_parse)
+
+
+def use_compilation_cache(folder):
+  """Keeps compiled programs in a folder, so that the next run starts in seconds."""
+  if folder:
+    folder = pathlib.Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def load_config(path):
+  """Reads "path.py" or "path.py:arg" into a `ConfigDict`.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if the file has no `get_config`, or sets keys that do not exist.
+  """
+  file, colon, arg = str(path).partition(":")
+  if not os.path.isfile(file):
+    raise FileNotFoundError(f"There is no config file {file!r}: see configs/ for those that exist.")
+  spec = importlib.util.spec_from_file_location("config_file", file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"{file} is no config: it defines no get_config(arg).")
+  config = module.get_config(arg) if colon else module.get_config()
+  check_keys(config.to_dict())
+  return config
+
+
+def check_keys(config):
+  """Refuses config keys that do not exist, naming the nearest that does.
+
+  The keys of `objective` are checked against the objective itself, when it is built.
+
+  Args:
+    config: nested dict of a whole config.
+
+  Raises:
+    ValueError: for the first unknown key.
+  """
+  known = common.base().to_dict()
+  known["nets"] = {name: common.net().to_dict() for name in config.get("nets", {})}
+  known["objective"] = config.get("objective", {})
+  for key in flatten(config):
+    if key not in flatten(known):
+      raise ValueError(unknown_key(key, flatten(known)))
+
+
+def unknown_key(key, known):
+  """The sentence for a config key that does not exist."""
+  near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+  leaf = key.rpartition(".")[2]
+  if not near:  # the right name in the wrong place
+    near = [k for k in known if k.rpartition(".")[2] == leaf][:1]
+  hint = f"did you mean config.{near[0]}?" if near else "configs/common.py lists them all."
+  return f"Unknown config key config.{key}: {hint}"
+
+
+def flatten(tree, prefix=""):
+  """Nested dicts -> list of "a.b.c", inner nodes that are empty included."""
+  keys = []
+  for name, value in tree.items():
+    inner = flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else []
+    keys += inner or [f"{prefix}{name}"]
+  return keys
+
+
+def _parse(argv):
+  """`app.run`'s parser, after looking at the config flags ourselves."""
+  try:
+    _check_config_flags(argv)
+    return app.parse_flags_with_usage(argv)
+  except (ValueError, FileNotFoundError) as error:
+    _fail(str(error))
+
+
+def _check_config_flags(argv):
+  """Loads the config file once ahead of absl, whose errors here are long and late."""
+  if "config" not in flags.FLAGS:
+    return
+  path, overrides = None, []
+  for i, arg in enumerate(argv):
+    match = re.match(r"--?config((?:\.[\w\[\]]+)*)(?:=(.*))?$", arg)
+    if not match:
+      continue
+    if match[1]:
+      overrides.append(match[1][1:])
+    else:
+      path = match[2] if match[2] is not None else (argv[i + 1 : i + 2] or [None])[0]
+  if path is None:
+    if overrides:
+      raise ValueError(f"--config.{overrides[0]} needs --config=path.py before it.")
+    return
+  known = flatten(load_config(path).to_dict())
+  for key in overrides:
+    if key not in known:
+      raise ValueError(unknown_key(key, known))
+
+
+def _fail(sentence):
+  print(f"error: {sentence}", file=sys.stderr)
+  sys.exit(1)

@@ -1,0 +1,329 @@
+"""From a config to the things a run is made of: networks, objective, optimizers, data, sampling."""
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from experiments.flags import check_keys, unknown_key
+from vidstep import losses, paths, samplers
+from vidstep.losses.flow_matching import bell
+from vidstep.models.codec import load_codec
+from vidstep.models.cond import Cond, null_cond
+from vidstep.models.dit import VideoDiT
+from vidstep.models.velocity import velocity_fn
+from vidstep.training.checkpoint import (
+  load_network,
+  parse_reference,
+  read_config,
+  resolve_reference,
+)
+from vidstep.training.optim import adamw, parse_ema
+from vidstep.training.state import init_state
+
+TIMES = {"uniform": paths.Uniform, "lognormal": paths.LogNormal, "logitnormal": paths.LogitNormal}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What `build` makes of a config.
+
+  Attributes:
+    config: the resolved config, a plain dict: what follows from codec and data is filled in.
+    objective: the `Objective`.
+    models: network name -> `VideoDiT`, for roles and frozen networks.
+    velocities: network name -> velocity(params, x, t, cond).
+    optimizers: role -> `Optimizer`.
+    emas: role -> EMA decay, or None.
+    references: frozen network -> reference that names a step.
+    codec: video <-> latents.
+    loader: the training data, at its beginning.
+    prepare: loader batch -> `Batch`; pure, to be compiled onto the mesh.
+    example: shapes of one prepared batch.
+    init: (key, {role: weights to start from}) -> `State`; pure, to be compiled onto the mesh.
+  """
+
+  config: dict[str, Any]
+  objective: losses.Objective
+  models: dict[str, nn.Module]
+  velocities: dict[str, Callable]
+  optimizers: dict[str, Any]
+  emas: dict[str, Any]
+  references: dict[str, str]
+  codec: Any
+  loader: Any
+  prepare: Callable
+  example: losses.Batch
+  init: Callable
+
+
+def build(config):
+  """Builds everything but the weights.
+
+  Args:
+    config: a `ConfigDict`, or the plain dict of an earlier run.
+
+  Returns:
+    A `Setup`.
+
+  Raises:
+    ValueError, FileNotFoundError: for what does not exist or does not fit, one sentence each.
+  """
+  config = copy.deepcopy(config if isinstance(config, dict) else config.to_dict())
+  check_keys(config)
+  codec, loader = load_codec(config["data"]["codec"]), make_loader(config)
+  prepare, example = _fit_to_data(config, codec, loader)
+
+  velocities = {}
+  objective = make_objective(config["objective"], velocities)
+  names = (*objective.roles, *objective.frozen)
+  for name in config["nets"]:
+    if name not in names:
+      raise ValueError(
+        f"nets.{name} is no network of this objective, which has {', '.join(names)}."
+      )
+  references = {name: _reference(config, name) for name in objective.frozen}
+  models = {role: make_model(config, role) for role in objective.roles}
+  for name, reference in references.items():
+    models[name] = make_model(read_config(reference), parse_reference(reference)[1])
+  velocities |= {name: velocity_fn(model) for name, model in models.items()}
+  velocities["velocity"] = velocities[objective.roles[0]]
+
+  settings = {role: _overridden(config, role, "optim") for role in objective.roles}
+  emas = {role: parse_ema(setting.pop("ema")) for role, setting in settings.items()}
+  steps = config["train"]["steps"]
+  optimizers = {role: _optimizer(setting, steps) for role, setting in settings.items()}
+
+  def init(key, weights):
+    fresh = lambda i, role: init_params(models[role], jax.random.fold_in(key, i), example)
+    params = {r: weights[r] if r in weights else fresh(i, r) for i, r in enumerate(objective.roles)}
+    return init_state(params, optimizers, emas, objective.init_aux(), key)
+
+  return Setup(
+    config, objective, models, velocities, optimizers, emas, references, codec, loader, prepare,
+    example, init,
+  )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
+# Data
+# ------------------------------------------------------------------------------------------------
+
+
+def make_loader(config, split="train"):
+  """This process's share of a split, as the config's `data` says."""
+  data = config["data"]
+  if data["path"] is None:
+    raise ValueError(
+      'No data: give --config.data.path, a folder made by experiments.record or "synthetic".'
+    )
+  from vidstep.data.loader import Loader
+
+  count = jax.process_count()
+  if data["batch_size"] % count:
+    raise ValueError(f"data.batch_size={data['batch_size']} is not divided by {count} processes.")
+  return Loader(
+    data["path"],
+    split,
+    batch_size=data["batch_size"] // count,
+    frames=data["frames"],
+    seed=config["seed"],
+    shard=(jax.process_index(), count),
+  )
+
+
+def _fit_to_data(config, codec, loader):
+  """Fills in the sizes that follow from codec and data; returns prepare and the shapes it gives."""
+  start = loader.state()
+  first = next(loader)
+  loader.restore(start)
+  model, context = config["model"], config["data"]["context"]
+  if not 0 <= context < config["data"]["frames"]:
+    raise ValueError(
+      f"data.context={context} must leave something to generate of data.frames="
+      f"{config['data']['frames']}."
+    )
+  has_actions = first.get("actions") is not None
+  fill = {
+    "in_channels": codec.channels,
+    "out_channels": codec.channels,
+    "action_dim": first["actions"].shape[-1] if has_actions else 0,
+  }
+  for key, value in fill.items():
+    model[key] = value if model[key] is None else model[key]
+  prepare = make_prepare(codec, context, actions=model["action_dim"] > 0)
+  return prepare, jax.eval_shape(prepare, first)
+
+
+def make_prepare(codec, context, *, actions):
+  """Loader batches to objective batches.
+
+  Args:
+    codec: video [B, T, H, W, 3] in [-1, 1] -> latents [B, T, h, w, C].
+    context: number of first frames that are given clean.
+    actions: whether the network is told the actions.
+
+  Returns:
+    prepare({"video": uint8 [B, T, H, W, 3], "actions": [B, T, A]}) -> `Batch` with x0 the frames
+    after the context, cond.context those before, cond.actions of all T frames.
+  """
+
+  def prepare(batch):
+    latents = codec.encode(batch["video"].astype(jnp.float32) / 127.5 - 1)
+    cond = Cond(
+      actions=batch["actions"] if actions else None,
+      context=latents[:, :context] if context else None,
+    )
+    return losses.Batch(x0=latents[:, context:], cond=cond)
+
+  return prepare
+
+
+# ------------------------------------------------------------------------------------------------
+# Networks
+# ------------------------------------------------------------------------------------------------
+
+
+def make_model(config, role):
+  """The network of a role: the config's `model` with the role's own changes."""
+  fields = _overridden(config, role, "model")
+  dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+  if fields["dtype"] not in dtypes:
+    raise ValueError(f"model.dtype={fields['dtype']!r}: choose one of {sorted(dtypes)}.")
+  fields["dtype"] = dtypes[fields["dtype"]]
+  return VideoDiT(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def init_params(model, key, example):
+  """Fresh weights for batches of the shapes of `example`."""
+  part = lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype)
+  frames = [a for a in (example.cond.context, example.x0) if a is not None]
+  x = jnp.concatenate([part(a) for a in frames], axis=1)
+  cond = jax.tree.map(part, example.cond).replace(context=None)
+  return model.init(key, x, jnp.zeros(1, jnp.float32), cond=cond)["params"]
+
+
+def load_frozen(setup):
+  """Weights of the frozen networks, by name."""
+  return {name: load_network(reference)[1] for name, reference in setup.references.items()}
+
+
+def load_initial(setup):
+  """Weights that roles start from, by role; roles without `init` are absent.
+
+  Raises:
+    ValueError: if the network there has another architecture than the role.
+  """
+  weights = {}
+  for role in setup.objective.roles:
+    reference = setup.config["nets"].get(role, {}).get("init")
+    if reference:
+      make = lambda key, model=setup.models[role]: init_params(model, key, setup.example)
+      weights[role] = load_network(reference, like=jax.eval_shape(make, jax.random.key(0)))[1]
+  return weights
+
+
+def _reference(config, name):
+  reference = config["nets"].get(name, {}).get("init")
+  if not reference:
+    raise ValueError(
+      f"This objective reads the frozen network {name!r}: "
+      f"give --config.nets.{name}.init=workdir:role:ema, a run that was trained before."
+    )
+  return resolve_reference(reference)
+
+
+def _overridden(config, role, section):
+  """The config's `section` with the values of nets.<role>.<section> that are not None."""
+  own = config["nets"].get(role, {}).get(section, {})
+  return config[section] | {key: value for key, value in own.items() if value is not None}
+
+
+def _optimizer(setting, steps):
+  setting["steps"] = setting["steps"] or steps
+  return adamw(clip=setting.pop("clip") or None, **setting)
+
+
+# ------------------------------------------------------------------------------------------------
+# Objective
+# ------------------------------------------------------------------------------------------------
+
+
+def make_objective(section, velocities):
+  """The objective of a config section {"name": ..., keyword arguments}.
+
+  Its positional arguments are velocity functions, "velocity" being that of the first role. They are
+  looked up in `velocities` when called, so the networks can be built once the roles are known.
+
+  Raises:
+    ValueError: for an unknown name or keyword, with the nearest that exists.
+  """
+  section = dict(section)
+  name = section.pop("name")
+  if name not in losses.OBJECTIVES:
+    known = ", ".join(sorted(losses.OBJECTIVES))
+    raise ValueError(f"Unknown objective {name!r}: there are {known}.")
+  function = losses.OBJECTIVES[name]
+  parameters = inspect.signature(function).parameters
+  options = {k: p.default for k, p in parameters.items() if p.kind == p.KEYWORD_ONLY}
+  for key in section:
+    if key not in options:
+      raise ValueError(unknown_key(f"objective.{key}", [f"objective.{k}" for k in options]))
+  values = {k: parse_option(k, v, options[k]) for k, v in section.items()}
+  if "unconditional" in options:
+    values["unconditional"] = null_cond
+  lazy = lambda who: lambda *args, **kwargs: velocities[who](*args, **kwargs)
+  return function(*(lazy(k) for k in parameters if k not in options), **values)
+
+
+def parse_option(key, value, default):
+  """Turns the strings of a config into what an objective takes.
+
+  "uniform", "uniform:5", "lognormal:-0.8,1.6" and "logitnormal:0,1" become time samplers where the
+  default is one; "bell" a weight. Everything else is passed as it is.
+  """
+  if hasattr(default, "sample") and isinstance(value, str):
+    name, _, numbers = value.partition(":")
+    if name not in TIMES:
+      raise ValueError(f"objective.{key}={value!r}: choose one of {', '.join(sorted(TIMES))}.")
+    return TIMES[name](*(float(n) for n in numbers.split(",") if n))
+  if key == "weight" and isinstance(value, str):
+    if value != "bell":
+      raise ValueError(f'objective.weight={value!r}: the only weight with a name is "bell".')
+    return bell
+  return value
+
+
+# ------------------------------------------------------------------------------------------------
+# Sampling while training
+# ------------------------------------------------------------------------------------------------
+
+
+def make_sample_fn(setup):
+  """Draws videos as the config's `eval` says.
+
+  Returns:
+    sample(params, batch, key) -> (real, drawn), videos [n, T, H, W, 3] in [-1, 1] of all frames,
+    the context included; `batch` is a prepared `Batch` with at least eval.videos samples.
+  """
+  settings, velocity = setup.config["eval"], setup.velocities["velocity"]
+  times = samplers.timesteps(settings["steps"], shift=settings["shift"])
+
+  @jax.jit
+  def sample(params, batch, key):
+    batch = jax.tree.map(lambda a: a[: settings["videos"]], batch)
+    of = lambda cond: lambda x, t: velocity(params, x, t, cond)
+    field = samplers.guided(of(batch.cond), of(null_cond(batch.cond)), settings["guidance"])
+    noise_key, key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, batch.x0.shape)
+    drawn = samplers.sample(field, noise, times, solver=settings["solver"], key=key)
+    given = [] if batch.cond.context is None else [batch.cond.context]
+    whole = lambda x: setup.codec.decode(jnp.concatenate([*given, x], axis=1))
+    return whole(batch.x0), whole(drawn)
+
+  return sample

@@ -1,0 +1,224 @@
+"""Trains what a config describes.
+
+  python -m experiments.train --config=configs/synthetic.py --workdir=runs/synthetic
+
+Any key of the config is a flag: --config.optim.lr=3e-4 --config.train.steps=2000. Running the same
+command again resumes from the last checkpoint in --workdir, bit for bit as if it had never stopped.
+
+What a run leaves in --workdir:
+  config.json      the resolved config
+  metrics.jsonl    one JSON object a step; events/ is the same for TensorBoard
+  checkpoints/     the last ones; name a network in them as "workdir:role:ema"
+  samples/         pictures drawn while training: real above drawn
+  nonfinite/       only after an abort: state, batch and metrics of a step that was not finite
+  profile/         only with --profile
+"""
+
+import functools
+import json
+import pathlib
+import time
+
+import jax
+import numpy as np
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+from experiments import flags as shared
+from experiments import setup as build
+from vidstep.parallel.mesh import make_mesh
+from vidstep.parallel.sharding import batch_sharding, check_batch, replicated, state_sharding
+from vidstep.training.checkpoint import Checkpoints
+from vidstep.training.log import MetricsLog
+from vidstep.training.picture import side_by_side
+from vidstep.training.state import all_networks
+from vidstep.training.step import make_step
+
+CONFIG = shared.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; resumes what it finds there.")
+WANDB = flags.DEFINE_string("wandb", None, "Weights & Biases project to log to as well.")
+PROFILE = flags.DEFINE_string("profile", None, "start:stop, the steps to trace for xprof.")
+
+
+def main(argv):
+  del argv
+  if CONFIG.value is None:
+    raise ValueError("Which experiment? Give --config=configs/....py (see configs/).")
+  train(CONFIG.value, WORKDIR.value, wandb=WANDB.value, profile=PROFILE.value)
+
+
+def train(config, workdir, *, wandb=None, profile=None):
+  """Trains until config.train.steps; resumes if `workdir` holds checkpoints. Returns the state."""
+  # ----------------------------------------------------------------------------------------------
+  # Model, objective, data
+  # ----------------------------------------------------------------------------------------------
+  if not workdir:
+    raise ValueError("Where should the run go? Give --workdir=runs/some_name.")
+  workdir = pathlib.Path(workdir)
+  first, last = parse_profile(profile)
+  run = build.build(config)
+  config, objective, settings = run.config, run.objective, run.config["train"]
+
+  # ----------------------------------------------------------------------------------------------
+  # Mesh and shardings
+  # ----------------------------------------------------------------------------------------------
+  mesh = make_mesh(config["mesh"]["data"], config["mesh"]["fsdp"])
+  check_batch(config["data"]["batch_size"], mesh, settings["accumulate"])
+  spread = functools.partial(state_sharding, mesh=mesh, preset=config["mesh"]["rules"])
+  by_sample, everywhere = batch_sharding(mesh), replicated(mesh)
+  prepare = jax.jit(run.prepare, in_shardings=by_sample, out_shardings=by_sample)
+
+  def next_batch():
+    local = next(run.loader)
+    batch = {k: jax.make_array_from_process_local_data(by_sample, v) for k, v in local.items()}
+    return prepare(batch), run.loader.state()
+
+  # ----------------------------------------------------------------------------------------------
+  # State: resumed, or started from other networks, or fresh
+  # ----------------------------------------------------------------------------------------------
+  checkpoints = Checkpoints(workdir, keep=settings["keep"])
+  key = jax.random.key(config["seed"])
+  shapes = jax.eval_shape(lambda key: run.init(key, {}), key)
+  shardings = spread(shapes)
+  like = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+  )
+  resumed = checkpoints.restore(like, config=config, references=run.references)
+  if resumed:
+    state, meta = resumed
+    run.loader.restore(meta["loader"])
+    say(f"resuming {workdir} at step {int(state.step)}")
+  else:
+    init = jax.jit(run.init, out_shardings=shardings)
+    state = init(key, build.load_initial(run))
+  frozen = build.load_frozen(run)
+  frozen_shardings = spread(frozen)
+  frozen = jax.device_put(frozen, frozen_shardings)
+  start, stop = int(state.step), settings["steps"]
+  if jax.process_index() == 0:
+    (workdir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  for role, net in state.nets.items():
+    say(f"{role}: {count(net.params) / 1e6:.2f}M parameters on {mesh.size} device(s)")
+
+  # ----------------------------------------------------------------------------------------------
+  # One compiled step for each set of due roles
+  # ----------------------------------------------------------------------------------------------
+  @functools.cache
+  def compiled(roles):
+    step = make_step(objective, run.optimizers, run.emas, roles, accumulate=settings["accumulate"])
+    step = jax.jit(
+      step,
+      in_shardings=(shardings, frozen_shardings, by_sample),
+      out_shardings=(shardings, everywhere),
+      donate_argnums=0,
+    )
+    begin = time.perf_counter()
+    step = step.lower(state, frozen, batch).compile()
+    seconds = time.perf_counter() - begin
+    say(f"compiling step ({', '.join(roles)}) ... {seconds:.1f} s")
+    return step, seconds
+
+  # ----------------------------------------------------------------------------------------------
+  # Samples
+  # ----------------------------------------------------------------------------------------------
+  draw = build.make_sample_fn(run)
+
+  def sample(step):
+    nets = all_networks(state, frozen)
+    params = nets[f"{objective.roles[0]}.ema"]
+    real, drawn = draw(params, shown, jax.random.fold_in(key, 0))
+    picture = side_by_side(np.asarray(real), np.asarray(drawn))
+    (workdir / "samples").mkdir(exist_ok=True)
+    Image.fromarray(picture).save(workdir / "samples" / f"step_{step:07d}.png")
+    log.image(step, "samples", picture)
+
+  # ----------------------------------------------------------------------------------------------
+  # The loop
+  # ----------------------------------------------------------------------------------------------
+  if start >= stop:
+    say(f"{workdir} is already trained to step {start}")
+    checkpoints.close()
+    return state
+  log = MetricsLog(workdir, start=start, every=settings["log_every"], wandb=wandb, config=config)
+  batch, position = next_batch()
+  shown = batch
+  bar = tqdm(
+    initial=start, total=stop, unit="step", dynamic_ncols=True, mininterval=1, smoothing=0.05
+  )
+  try:
+    for number in range(start + 1, stop + 1):
+      if number == first:
+        jax.profiler.start_trace(str(workdir / "profile"))
+      step, seconds = compiled(objective.due(number - 1))
+      begin = time.perf_counter()
+      state, metrics = step(state, frozen, batch)
+
+      # While the device works: the next batch. A checkpoint needs the position of this one.
+      used, used_position = batch, position
+      if number < stop:
+        batch, position = next_batch()
+
+      metrics = jax.device_get(metrics)
+      metrics["seconds"] = time.perf_counter() - begin
+      log.write(number, metrics)
+      if not all(np.isfinite(value) for value in metrics.values()):
+        dump(workdir, state, used, used_position, number, metrics, run)
+      if number == last:
+        jax.profiler.stop_trace()
+        say(f"profile of steps {first} to {last} in {workdir / 'profile'}")
+      losses = {k: f"{v:.4g}" for k, v in metrics.items() if k.endswith("/loss")}
+      bar.set_postfix(losses, refresh=False)
+      bar.update()
+
+      if number % settings["save_every"] == 0 or number == stop:
+        checkpoints.save(state, config=config, loader=used_position, references=run.references)
+      if settings["sample_every"] and (number % settings["sample_every"] == 0 or number == stop):
+        sample(number)
+  finally:
+    bar.close()
+    log.close()
+    checkpoints.close()
+  return state
+
+
+def dump(workdir, state, batch, position, number, metrics, run):
+  """Writes down the step that was not finite, then stops the run.
+
+  A step that is not finite leaves the state as it was: what is dumped reproduces it.
+  """
+  folder = workdir / "nonfinite"
+  store = Checkpoints(folder, keep=1)
+  store.save(state, config=run.config, loader=position, references=run.references)
+  store.close()
+  arrays, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(batch))
+  arrays = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in arrays}
+  np.savez(folder / "batch.npz", **arrays)
+  values = {name: str(float(value)) for name, value in metrics.items()}
+  (folder / "metrics.json").write_text(json.dumps({"step": number, **values}, indent=2) + "\n")
+  broken = [name for name, value in metrics.items() if not np.isfinite(value)]
+  raise ValueError(
+    f"Step {number} is not finite ({', '.join(broken)}): stopped. The state before it, its batch "
+    f"and its metrics are in {folder}. Try a lower optim.lr, optim.clip=1.0, or float32."
+  )
+
+
+def parse_profile(text):
+  """ "10:20" -> (10, 20); None -> (None, None)."""
+  if text is None:
+    return None, None
+  first, _, last = text.partition(":")
+  if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+    raise ValueError(f"--profile={text} should be start:stop, such as --profile=10:20.")
+  return int(first), int(last)
+
+
+def say(text):
+  """Prints a line without disturbing the progress bar; the first process only."""
+  if jax.process_index() == 0:
+    tqdm.write(text)
+
+
+if __name__ == "__main__":
+  shared.run(main)
