@@ -1,0 +1,188 @@
+"""Batches of clip windows: deterministic, sharded over processes, resumable at any position."""
+
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from vidstep.data.builder import describe, read_split
+from vidstep.data.synthetic import synthetic_clips
+
+
+class Loader:
+  """An iterator of batches, NumPy on the host.
+
+  Each item is {"video": uint8 [B, T, H, W, 3], "actions": float32 [B, T, A]} and, where the clips
+  have them, "caption": str [B]. T is `frames`; A is 0 where there are no actions.
+
+  "train" never ends: every epoch is shuffled anew by (seed, epoch), and each clip gives a window of
+  `frames` at a random start, drawn from (seed, position). Any other split is one pass in stored
+  order over the first `frames` of each clip; `iter(loader)` starts the pass again.
+
+  Everything follows from (seed, position), so that a restored loader continues with the very
+  batches that the interrupted one would have drawn. The position counts *global* batches: process
+  `index` of `count` takes rows [index * batch_size, (index + 1) * batch_size) of each, hence what a
+  step sees does not depend on how many processes share it.
+
+  Args:
+    path: directory of a dataset (see `builder`), "synthetic" or "synthetic:size=32,frames=16"
+      (see `synthetic.synthetic_clips`), or a sequence of clip dicts.
+    split: "train" or "test".
+    batch_size: clips per batch and per process; the global batch is batch_size * shard count.
+    frames: frames per window; at most the clip length.
+    seed: of the order and the windows.
+    shard: (index, count) of this process, usually (jax.process_index(), jax.process_count()).
+    drop_remainder: drop the last, smaller batch of a pass. Not for "train", whose batches are
+      always full.
+    prefetch: batches prepared ahead by a background thread pool; 0 reads when asked.
+
+  Attributes:
+    frames_per_clip, num_clips, num_actions, size: what the dataset holds.
+
+  Raises:
+    FileNotFoundError: no dataset at `path`.
+    ValueError: unknown split, more frames than a clip has, or fewer clips than a global batch.
+  """
+
+  def __init__(
+    self,
+    path: str | Sequence[dict],
+    split: str,
+    *,
+    batch_size: int,
+    frames: int,
+    seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    drop_remainder: bool = False,
+    prefetch: int = 2,
+  ):
+    index, count = shard
+    if not 0 <= index < count or batch_size < 1:
+      raise ValueError(
+        f"shard={shard} must be (index, count) with 0 <= index < count, and batch_size="
+        f"{batch_size} at least 1."
+      )
+    source = open_source(path, split)
+    where = f"split {split!r} of {path if isinstance(path, str) else 'the given clips'}"
+    endless = split == "train"
+    if not len(source) or (len(source) < batch_size * count and (endless or drop_remainder)):
+      raise ValueError(
+        f"{where} has {len(source)} clips, fewer than one batch of {batch_size} x {count} "
+        "process(es): lower the batch size or record more episodes."
+      )
+    source = _Checked(source, where)
+    video, actions = source[0]["video"], source[0].get("actions")
+    if not 1 <= frames <= len(video):
+      raise ValueError(
+        f"{where} holds clips of {len(video)} frames, so windows of {frames} cannot be cut: lower "
+        "data.frames or record with a larger --clip_frames."
+      )
+    self.num_clips, self.frames_per_clip, self.size = len(source), *video.shape[:2]
+    self.num_actions = 0 if actions is None else actions.shape[-1]
+    self._identity = {"clips": self.num_clips, "batch": batch_size * count, "seed": seed}
+    self._endless = endless
+
+    clips = grain.MapDataset.source(source)
+    if endless:
+      windows = clips.seed(seed).shuffle().repeat().random_map(_random_window(frames))
+    else:
+      windows = clips.map(_window(frames, 0))
+    if not endless:
+      # Whole global batches first, so that every process sees as many of them.
+      rows = len(clips) // (batch_size * count) * batch_size * count if drop_remainder else None
+      windows = windows[:rows]
+    batches = windows.batch(batch_size, drop_remainder=drop_remainder)[index::count]
+    options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
+    self._length = None if endless else len(batches)
+    self._dataset = batches.to_iter_dataset(options)
+    self._iterator = iter(self._dataset)
+
+  def __len__(self) -> int:
+    """Batches in one pass (not for "train", which has no end)."""
+    if self._endless:
+      raise TypeError("The train split is endless: it has no len(); see num_clips.")
+    return self._length
+
+  def __iter__(self):
+    if not self._endless:
+      self._iterator = iter(self._dataset)
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    return next(self._iterator)
+
+  def state(self) -> dict:
+    """The position, as a dict for JSON. Taken between batches, it points to the next one."""
+    return self._identity | {"position": self._iterator.get_state()}
+
+  def restore(self, state: dict) -> None:
+    """Go to a position that `state` gave.
+
+    Raises:
+      ValueError: the state is of a loader with other clips, another global batch or seed.
+    """
+    differ = [f"{k} {state.get(k)} -> {v}" for k, v in self._identity.items() if state.get(k) != v]
+    if differ:
+      raise ValueError(
+        f"The saved data position belongs to another stream ({', '.join(differ)}): resume with the "
+        "data, global batch size and seed of the run, or start a new workdir."
+      )
+    self._iterator = iter(self._dataset)
+    self._iterator.set_state(state["position"])
+
+
+def open_source(path: str | Sequence[dict], split: str):
+  """Random access to single clips (dicts of NumPy arrays) of a dataset, by path or as they are."""
+  if not isinstance(path, str):
+    return path
+  if path.partition(":")[0] == "synthetic":
+    return synthetic_clips(path, split)
+  return read_split(path, split)
+
+
+def data_info(path: str) -> dict:
+  """`builder.describe` of a dataset, or the same entries for a synthetic one."""
+  if path.partition(":")[0] != "synthetic":
+    return describe(path)
+  sources = {split: synthetic_clips(path, split) for split in ("train", "test")}
+  return sources["train"].info | {"clips": {split: len(s) for split, s in sources.items()}}
+
+
+class _Checked:
+  """A source whose unreadable records say which one and what to do."""
+
+  def __init__(self, source, where: str):
+    self._source, self._where = source, where
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index) -> dict:
+    try:
+      return self._source[int(index)]
+    except Exception as error:  # array_record, zlib and protobuf each raise their own
+      reason = " ".join(str(error).split())[:200]
+      raise ValueError(
+        f"Clip {int(index)} in {self._where} cannot be read ({reason}): the file is damaged; "
+        "record the dataset again with --overwrite."
+      ) from error
+
+
+def _window(frames: int, start: int):
+  def cut(clip: dict) -> dict:
+    video = clip["video"][start : start + frames]
+    actions = clip.get("actions", np.zeros((len(clip["video"]), 0), np.float32))
+    item = {"video": video, "actions": actions[start : start + frames]}
+    if "caption" in clip:
+      text = clip["caption"]
+      item["caption"] = text.decode() if isinstance(text, bytes) else str(text)
+    return item
+
+  return cut
+
+
+def _random_window(frames: int):
+  def cut(clip: dict, rng: np.random.Generator) -> dict:
+    return _window(frames, int(rng.integers(len(clip["video"]) - frames + 1)))(clip)
+
+  return cut
