@@ -22,7 +22,9 @@ _CACHE = flags.DEFINE_string(
 
 
 def define_config():
-  """Defines --config; its value is a locked `ConfigDict`."""
+  """Defines --config, once for all entry points in a process; its value is a `ConfigDict`."""
+  if "config" in flags.FLAGS:
+    return flags.FlagHolder(flags.FLAGS, flags.FLAGS["config"])
   return config_flags.DEFINE_config_file(
     "config",
     None,
@@ -30,6 +32,13 @@ def define_config():
     "--config.optim.lr=3e-4.",
     lock_config=True,
   )
+
+
+def define_workdir(what):
+  """Defines --workdir, once for all entry points in a process."""
+  if "workdir" in flags.FLAGS:
+    return flags.FlagHolder(flags.FLAGS, flags.FLAGS["workdir"])
+  return flags.DEFINE_string("workdir", None, what)
 
 
 def run(main):
@@ -46,6 +55,10 @@ def run(main):
       if _DEBUG.value:
         raise
       _fail(f"{error}\n(--debug shows where this came from)")
+    except KeyboardInterrupt:
+      if _DEBUG.value:
+        raise
+      _fail("interrupted; the same command goes on from the last checkpoint.", 130)
 
   app.run(guarded, flags_parser=_parse)
 
@@ -149,6 +162,6 @@ def _check_config_flags(argv):
       raise ValueError(unknown_key(key, known))
 
 
-def _fail(sentence):
+def _fail(sentence, status=1):
   print(f"error: {sentence}", file=sys.stderr)
-  sys.exit(1)
+  sys.exit(status)

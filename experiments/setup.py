@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from experiments.flags import check_keys, unknown_key
 from vidstep import losses, paths, samplers
+from vidstep.data.loader import Loader
 from vidstep.losses.flow_matching import bell
 from vidstep.models.codec import load_codec
 from vidstep.models.cond import Cond, null_cond
@@ -115,22 +116,26 @@ def build(config):
 # ------------------------------------------------------------------------------------------------
 
 
-def make_loader(config, split="train"):
-  """This process's share of a split, as the config's `data` says."""
+def make_loader(config, split="train", batch_size=None):
+  """This process's share of a split, as the config's `data` says.
+
+  Args:
+    config: the config as a dict.
+    split: "train" (endless) or "test" (one pass).
+    batch_size: over all processes; None takes data.batch_size.
+  """
   data = config["data"]
-  if data["path"] is None:
+  if not data["path"]:
     raise ValueError(
       'No data: give --config.data.path, a folder made by experiments.record or "synthetic".'
     )
-  from vidstep.data.loader import Loader
-
-  count = jax.process_count()
-  if data["batch_size"] % count:
-    raise ValueError(f"data.batch_size={data['batch_size']} is not divided by {count} processes.")
+  batch_size, count = batch_size or data["batch_size"], jax.process_count()
+  if batch_size % count:
+    raise ValueError(f"data.batch_size={batch_size} is not divided by {count} processes.")
   return Loader(
     data["path"],
     split,
-    batch_size=data["batch_size"] // count,
+    batch_size=batch_size // count,
     frames=data["frames"],
     seed=config["seed"],
     shard=(jax.process_index(), count),
@@ -139,25 +144,21 @@ def make_loader(config, split="train"):
 
 def _fit_to_data(config, codec, loader):
   """Fills in the sizes that follow from codec and data; returns prepare and the shapes it gives."""
-  start = loader.state()
-  first = next(loader)
-  loader.restore(start)
-  model, context = config["model"], config["data"]["context"]
-  if not 0 <= context < config["data"]["frames"]:
-    raise ValueError(
-      f"data.context={context} must leave something to generate of data.frames="
-      f"{config['data']['frames']}."
-    )
-  has_actions = first.get("actions") is not None
-  fill = {
+  data, model = config["data"], config["model"]
+  batch, frames, context = data["batch_size"], data["frames"], data["context"]
+  if not 0 <= context < frames:
+    raise ValueError(f"data.context={context} leaves nothing to generate of data.frames={frames}.")
+  follows = {
     "in_channels": codec.channels,
     "out_channels": codec.channels,
-    "action_dim": first["actions"].shape[-1] if has_actions else 0,
+    "action_dim": loader.num_actions,
   }
-  for key, value in fill.items():
+  for key, value in follows.items():
     model[key] = value if model[key] is None else model[key]
   prepare = make_prepare(codec, context, actions=model["action_dim"] > 0)
-  return prepare, jax.eval_shape(prepare, first)
+  video = jax.ShapeDtypeStruct((batch, frames, loader.size, loader.size, 3), jnp.uint8)
+  actions = jax.ShapeDtypeStruct((batch, frames, loader.num_actions), jnp.float32)
+  return prepare, jax.eval_shape(prepare, {"video": video, "actions": actions})
 
 
 def make_prepare(codec, context, *, actions):
@@ -304,26 +305,38 @@ def parse_option(key, value, default):
 # ------------------------------------------------------------------------------------------------
 
 
+def sample_batch(setup):
+  """The first eval.videos clips of eval.split, prepared: the same ones throughout a run."""
+  settings = setup.config["eval"]
+  loader = Loader(
+    setup.config["data"]["path"],
+    settings["split"],
+    batch_size=settings["videos"],
+    frames=setup.config["data"]["frames"],
+    seed=setup.config["seed"],
+  )
+  clips = next(iter(loader))
+  return setup.prepare({name: clips[name] for name in ("video", "actions")})
+
+
 def make_sample_fn(setup):
   """Draws videos as the config's `eval` says.
 
   Returns:
-    sample(params, batch, key) -> (real, drawn), videos [n, T, H, W, 3] in [-1, 1] of all frames,
-    the context included; `batch` is a prepared `Batch` with at least eval.videos samples.
+    sample(params, batch, key) -> (real, drawn), videos [B, T, H, W, 3] in [-1, 1] of all frames,
+    the context included; `params` are the first role's, `batch` a prepared `Batch`. Pure.
   """
-  settings, velocity = setup.config["eval"], setup.velocities["velocity"]
+  settings, velocity = setup.config["eval"], setup.velocities[setup.objective.roles[0]]
   times = samplers.timesteps(settings["steps"], shift=settings["shift"])
 
-  @jax.jit
   def sample(params, batch, key):
-    batch = jax.tree.map(lambda a: a[: settings["videos"]], batch)
-    of = lambda cond: lambda x, t: velocity(params, x, t, cond)
-    field = samplers.guided(of(batch.cond), of(null_cond(batch.cond)), settings["guidance"])
+    given = lambda cond: lambda x, t: velocity(params, x, t, cond)
+    field = samplers.guided(given(batch.cond), given(null_cond(batch.cond)), settings["guidance"])
     noise_key, key = jax.random.split(key)
     noise = jax.random.normal(noise_key, batch.x0.shape)
     drawn = samplers.sample(field, noise, times, solver=settings["solver"], key=key)
-    given = [] if batch.cond.context is None else [batch.cond.context]
-    whole = lambda x: setup.codec.decode(jnp.concatenate([*given, x], axis=1))
+    context = [] if batch.cond.context is None else [batch.cond.context]
+    whole = lambda x: setup.codec.decode(jnp.concatenate([*context, x], axis=1))
     return whole(batch.x0), whole(drawn)
 
   return sample

@@ -36,7 +36,7 @@ from vidstep.training.state import all_networks
 from vidstep.training.step import make_step
 
 CONFIG = shared.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; resumes what it finds there.")
+WORKDIR = shared.define_workdir("Folder of this run; what it finds there is resumed.")
 WANDB = flags.DEFINE_string("wandb", None, "Weights & Biases project to log to as well.")
 PROFILE = flags.DEFINE_string("profile", None, "start:stop, the steps to trace for xprof.")
 
@@ -71,8 +71,8 @@ def train(config, workdir, *, wandb=None, profile=None):
 
   def next_batch():
     local = next(run.loader)
-    batch = {k: jax.make_array_from_process_local_data(by_sample, v) for k, v in local.items()}
-    return prepare(batch), run.loader.state()
+    place = functools.partial(jax.make_array_from_process_local_data, by_sample)
+    return prepare({k: place(local[k]) for k in ("video", "actions")}), run.loader.state()
 
   # ----------------------------------------------------------------------------------------------
   # State: resumed, or started from other networks, or fresh
@@ -105,31 +105,35 @@ def train(config, workdir, *, wandb=None, profile=None):
   # ----------------------------------------------------------------------------------------------
   # One compiled step for each set of due roles
   # ----------------------------------------------------------------------------------------------
-  @functools.cache
-  def compiled(roles):
-    step = make_step(objective, run.optimizers, run.emas, roles, accumulate=settings["accumulate"])
-    step = jax.jit(
-      step,
-      in_shardings=(shardings, frozen_shardings, by_sample),
-      out_shardings=(shardings, everywhere),
-      donate_argnums=0,
-    )
-    begin = time.perf_counter()
-    step = step.lower(state, frozen, batch).compile()
-    seconds = time.perf_counter() - begin
-    say(f"compiling step ({', '.join(roles)}) ... {seconds:.1f} s")
-    return step, seconds
+  compiled = {}
+
+  def step_for(roles):
+    if roles not in compiled:
+      step = make_step(
+        objective, run.optimizers, run.emas, roles, accumulate=settings["accumulate"]
+      )
+      step = jax.jit(
+        step,
+        in_shardings=(shardings, frozen_shardings, by_sample),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+      )
+      begin = time.perf_counter()
+      compiled[roles] = step.lower(state, frozen, batch).compile()
+      say(f"compiling step ({', '.join(roles)}) ... {time.perf_counter() - begin:.1f} s")
+      bar.unpause()  # the estimate of the time left starts here
+    return compiled[roles]
 
   # ----------------------------------------------------------------------------------------------
   # Samples
   # ----------------------------------------------------------------------------------------------
-  draw = build.make_sample_fn(run)
+  draw = jax.jit(build.make_sample_fn(run), out_shardings=everywhere)
+  shown = jax.device_put(build.sample_batch(run), everywhere)
 
   def sample(step):
-    nets = all_networks(state, frozen)
-    params = nets[f"{objective.roles[0]}.ema"]
-    real, drawn = draw(params, shown, jax.random.fold_in(key, 0))
-    picture = side_by_side(np.asarray(real), np.asarray(drawn))
+    params = all_networks(state, frozen)[f"{objective.roles[0]}.ema"]
+    real, drawn = jax.device_get(draw(params, shown, key))
+    picture = side_by_side(real, drawn)
     (workdir / "samples").mkdir(exist_ok=True)
     Image.fromarray(picture).save(workdir / "samples" / f"step_{step:07d}.png")
     log.image(step, "samples", picture)
@@ -143,7 +147,6 @@ def train(config, workdir, *, wandb=None, profile=None):
     return state
   log = MetricsLog(workdir, start=start, every=settings["log_every"], wandb=wandb, config=config)
   batch, position = next_batch()
-  shown = batch
   bar = tqdm(
     initial=start, total=stop, unit="step", dynamic_ncols=True, mininterval=1, smoothing=0.05
   )
@@ -151,7 +154,7 @@ def train(config, workdir, *, wandb=None, profile=None):
     for number in range(start + 1, stop + 1):
       if number == first:
         jax.profiler.start_trace(str(workdir / "profile"))
-      step, seconds = compiled(objective.due(number - 1))
+      step = step_for(objective.due(number - 1))
       begin = time.perf_counter()
       state, metrics = step(state, frozen, batch)
 

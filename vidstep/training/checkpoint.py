@@ -1,4 +1,4 @@
-"""Checkpoints: asynchronous saving, resuming that survives damage, and single networks by reference.
+"""Checkpoints: asynchronous saves, resuming that survives damage, single networks by reference.
 
 Layout: `workdir/checkpoints/<step>/` with one Orbax item for each part, so that one network can be
 read without the rest:

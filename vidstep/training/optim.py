@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules and EMA decays, each a function of a role's own update count."""
+"""Optimizers, schedules and EMA decays, each a function of a role's own update count."""
 
 import math
 from collections.abc import Callable

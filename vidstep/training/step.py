@@ -12,13 +12,13 @@ def make_step(objective, optimizers, emas, roles, *, accumulate=1):
 
   Every role sees the networks as they were when the step began, so the order of roles matters only
   to `aux`, which is threaded through them. Role j of `objective.roles` draws from
-  `fold_in(fold_in(key, step), j)`; with accumulation its microbatch m from a further `fold_in(., m)`.
+  `k = fold_in(fold_in(key, step), j)`; with accumulation its microbatch m from `fold_in(k, m)`.
 
   With `accumulate` = A, microbatch m is samples m, m + A, m + 2A, ... (strided, so that a sharded
   batch stays where it is); gradients and metrics are averaged over them in one `lax.scan`.
 
-  A step whose losses or gradients are not finite changes nothing: the returned state is the one that
-  came in, so that the host can dump exactly what made it fail.
+  A step whose losses or gradients are not finite changes nothing: the returned state is the one
+  that came in, so that the host can dump exactly what made it fail.
 
   Args:
     objective: the `Objective`.
@@ -95,7 +95,7 @@ def _microbatches(x, parts):
       f"A batch of {x.shape[0]} cannot be cut into {parts} equal microbatches: "
       "change data.batch_size or train.accumulate."
     )
-  return x.reshape((x.shape[0] // parts, parts) + x.shape[1:]).swapaxes(0, 1)
+  return x.reshape((x.shape[0] // parts, parts, *x.shape[1:])).swapaxes(0, 1)
 
 
 def _update(net, grads, optimizer, decay):
