@@ -1,7 +1,5 @@
 """Dense attention in plain JAX: the oracle of the kernels, differentiable any number of times."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +20,7 @@ def attention(
     `o [B, Nq, H, D]` in q's dtype and `lse [B, H, Nq]` in float32 (float64 for float64 inputs).
     A row that may attend to nothing has `o = 0` and `lse = -inf`, and no gradient.
   """
-  wide = jnp.promote_types(q.dtype, jnp.float32)
+  wide = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
   s = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) * scale
   if mask is None:
     p, lse = _softmax(s)
@@ -42,10 +40,3 @@ def _softmax(s: jax.Array) -> tuple[jax.Array, jax.Array]:
   p = jnp.exp(s - m)
   total = p.sum(-1, keepdims=True)
   return p / total, (m + jnp.log(total))[..., 0]
-
-
-def dense_mask(rule: Callable, q_info: jax.Array, k_info: jax.Array) -> jax.Array:
-  """Evaluates `rule` on attributes `[B or 1, F, N]`: bool `[B or 1, Nq, Nk]`."""
-  q_fields = [field[..., :, None] for field in jnp.moveaxis(q_info, 1, 0)]
-  k_fields = [field[..., None, :] for field in jnp.moveaxis(k_info, 1, 0)]
-  return rule(q_fields, k_fields)

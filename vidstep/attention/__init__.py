@@ -1,3 +1,5 @@
 """Attention: one op, forward and reverse mode, any frame mask, the kernel picked per platform."""
 
-from vidstep.attention.op import attention as attention
+from vidstep.attention.op import attention
+
+__all__ = ["attention"]

@@ -1,10 +1,13 @@
-"""The public attention op: checks its arguments and picks an implementation."""
+"""The public attention op: checks its arguments and hands them to the primitives."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention import reference
+import vidstep.attention.fused  # noqa: F401  (registers its rules)
+from pallas_kernels.attention import HostArray, reference
+from vidstep.attention.dispatch import Spec, pick
+from vidstep.attention.primitives import attention_with_lse
 from vidstep.masks import Full, Rule, TokenInfo
 
 
@@ -22,38 +25,53 @@ def attention(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
   """Softmax attention `o = softmax(scale q k' + mask) v`, differentiable in both modes.
 
+  Works under jit, vmap, jvp, grad, linearize, checkpoint, scan and shard_map. A second derivative
+  (of a tangent or of a gradient) raises, except with `implementation="xla"`; a tangent under
+  `stop_gradient` is free of that.
+
   Args:
     q: `[B, Nq, heads, D]` queries.
     k: `[B, Nk, heads, D]` keys.
     v: `[B, Nk, heads, D]` values.
     mask: rule that says which query attends to which key; None attends everywhere.
-    q_info: the queries' attributes, fields `[Nq]` or `[B, Nq]`; needed with a mask.
+    q_info: the queries' attributes, fields `[Nq]` or `[B, Nq]`; needed with a mask. NumPy arrays
+      are planned for on the host, traced arrays are looked at on the device.
     k_info: the keys' attributes; those of the queries when left out.
     scale: factor of the logits; `D**-0.5` when left out.
-    implementation: `xla` (dense); None picks the best for the platform.
-    return_lse: also return the log-sum-exp of the logits.
+    implementation: `xla` (dense, O(N^2) memory, differentiable any number of times), `xla_chunked`
+      (O(N) memory, any platform) or another of `pallas_kernels.attention.KERNELS`. None picks the
+      first of those that supports the call on the platform it is compiled for; a name never falls
+      back.
+    return_lse: also return the log-sum-exp of the logits, differentiable too.
 
   Returns:
-    `o [B, Nq, heads, D]` in q's dtype; with `return_lse` also `lse [B, heads, Nq]` in float32.
-    A query that may attend to nothing gets 0, and lse -inf.
+    `o [B, Nq, heads, D]` in q's dtype; with `return_lse` also `lse [B, heads, Nq]` in float32
+    (float64 for float64 inputs). A query that may attend to nothing gets 0, and lse -inf.
 
   Raises:
     ValueError: for shapes, dtypes or attributes that do not fit together.
-    NotImplementedError: if the implementation asked for does not support the call.
+    NotImplementedError: if the implementation asked for, or all of them, do not support the call.
   """
+  q, k, v = map(jnp.asarray, (q, k, v))
   _check(q, k, v)
-  if implementation not in (None, "xla"):
-    raise NotImplementedError(f"no attention implementation is called {implementation!r}.")
+  infos = [None, None]
+  rule = None if mask == Full() else mask
+  if rule is not None:
+    if q_info is None or (k_info is None and k.shape[1] != q.shape[1]):
+      raise ValueError(f"{rule} needs q_info, and k_info where keys are not the queries' tokens.")
+    k_info = q_info if k_info is None else k_info
+    static = q_info.static and k_info.static
+    infos = [_pack("q_info", q_info, q, static), _pack("k_info", k_info, k, static)]
   scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
-  dense = None
-  if mask is not None and mask != Full():
-    if q_info is None:
-      raise ValueError(f"{mask} needs q_info (and k_info, unless they are the same tokens).")
-    q_info = _pack("q_info", q_info, q)
-    k_info = q_info if k_info is None and k.shape[1] == q.shape[1] else _pack("k_info", k_info, k)
-    rule = lambda a, b: mask(TokenInfo(*a), TokenInfo(*b))
-    dense = reference.dense_mask(rule, q_info, k_info)
-  o, lse = reference.attention(q, k, v, dense, scale=scale)
+
+  static = isinstance(infos[0], HostArray)
+  x = [q, k, v] if static or rule is None else [q, k, v, *infos]
+  spec = Spec(rule, *(infos if static else (None, None)), scale, implementation)
+  if implementation == "xla":
+    o, lse = reference.attention(q, k, v, spec.mask(x).dense(), scale=scale)
+  else:
+    pick("forward", None, spec, x)  # what no platform supports fails here, not while compiling
+    o, lse = attention_with_lse(x, spec)
   return (o, lse) if return_lse else o
 
 
@@ -65,19 +83,19 @@ def _check(q: jax.Array, k: jax.Array, v: jax.Array):
     )
   if q.shape[3] != k.shape[3]:
     raise ValueError(f"q and k differ in head dim: {q.shape[3]} and {k.shape[3]}.")
-  if not q.dtype == k.dtype == v.dtype:
-    raise ValueError(f"q, k, v have one dtype; got {q.dtype}, {k.dtype}, {v.dtype}: cast first.")
+  if not (q.dtype == k.dtype == v.dtype and jnp.issubdtype(q.dtype, jnp.floating)):
+    raise ValueError(f"q, k, v have one float dtype; got {q.dtype}, {k.dtype}, {v.dtype}: cast.")
 
 
-def _pack(name: str, info: TokenInfo | None, x: jax.Array) -> jax.Array:
+def _pack(name: str, info: TokenInfo, x: jax.Array, static: bool) -> HostArray | jax.Array:
   """Attributes as one int32 array `[B or 1, 4, N]`."""
-  if info is None:
-    raise ValueError(f"{name} is needed: queries and keys differ in number.")
-  fields = [jnp.asarray(np.asarray(f) if info.static else f, jnp.int32) for f in info]
-  fields = [f[None] if f.ndim == 1 else f for f in fields]
-  if any(f.shape[-1] != x.shape[1] or f.shape[0] not in (1, x.shape[0]) for f in fields):
+  xp = np if static else jnp
+  fields = [xp.asarray(field).astype(xp.int32) for field in info]
+  fields = [field[None] if field.ndim == 1 else field for field in fields]
+  if any(f.ndim != 2 or f.shape[1] != x.shape[1] or len(f) not in (1, len(x)) for f in fields):
     raise ValueError(
-      f"{name} has fields {[f.shape for f in info]} for tokens {x.shape[:2]}; "
-      "give [N] or [B, N] entries, one a token (TokenInfo.tokens repeats frames)."
+      f"{name} has fields of shape {[np.shape(f) for f in info]} for {x.shape[:2]} tokens; "
+      "give one entry a token, [N] or [B, N] (TokenInfo.tokens repeats those of frames)."
     )
-  return jnp.stack(jnp.broadcast_arrays(*fields), axis=1)
+  fields = xp.stack(xp.broadcast_arrays(*fields), axis=1)
+  return HostArray(fields) if static else fields

@@ -1,0 +1,180 @@
+"""What a kernel knows of a mask: a rule, the tokens' attributes, and which tiles it must touch.
+
+The attributes are int32 arrays `[B or 1, F, N]`: F numbers a token, one set shared by the batch or
+one for each sample. The rule takes the F fields of queries and of keys, broadcast against each
+other, and says who attends to whom with nothing but operators. What the numbers mean is the
+caller's business.
+
+If the attributes are known on the host, `Mask.tiles` sorts the tiles of the score matrix into
+empty, partial and full ones from *runs* of equal attributes: 131,072 tokens in frames of 1,560 have
+85 runs, so that the N x N matrix is never formed. If they are traced, every tile is partial.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Rule = Callable[[Sequence[Any], Sequence[Any]], Any]
+_BLOCK = 1 << 22  # pairs of runs evaluated at a time: bounds the host's memory
+
+
+class TileMap(NamedTuple):
+  """Lists of the tiles to touch, by query tile (forward, tangent, dq) and by key tile (dk, dv).
+
+  With Tq query tiles and Tk key tiles, int32 NumPy arrays (traced ones on sharded sequences):
+
+  Attributes:
+    k_tiles: `[Tq, W]`; row i lists the key tiles that query tile i needs, *full* ones first, then
+      partial ones; from `k_count[i]` on it repeats the last one, which a pipeline need not refetch.
+    k_full: `[Tq]`, how many of them are full: every query attends to every key, no rule needed.
+    k_count: `[Tq]`, how many there are; 0 if the queries of this tile attend to nothing.
+    q_tiles: `[Tk, W']`, the transpose: the query tiles that need key tile j, full ones first.
+    q_full: `[Tk]`.
+    q_count: `[Tk]`.
+  """
+
+  k_tiles: Any
+  k_full: Any
+  k_count: Any
+  q_tiles: Any
+  q_full: Any
+  q_count: Any
+
+
+class HostArray:
+  """A NumPy array as a static parameter: hashed and compared by content."""
+
+  def __init__(self, value: np.ndarray):
+    self.value = np.ascontiguousarray(value)
+    self.value.flags.writeable = False
+    content = hashlib.sha1(self.value.tobytes()).digest()
+    self._key = (self.value.shape, self.value.dtype.str, content)
+
+  def __hash__(self) -> int:
+    return hash(self._key)
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, HostArray) and self._key == other._key
+
+  def __repr__(self) -> str:
+    return f"HostArray{self.value.shape}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+  """Which of `q_len` queries may attend to which of `k_len` keys.
+
+  Attributes:
+    q_len: number of queries.
+    k_len: number of keys.
+    rule: hashable function of the query's and the key's fields; None allows every pair.
+    q_info: `[B or 1, F, q_len]` int32, a `HostArray` or a traced array; None without a rule.
+    k_info: the same for the keys.
+  """
+
+  q_len: int
+  k_len: int
+  rule: Rule | None = None
+  q_info: HostArray | jax.Array | None = None
+  k_info: HostArray | jax.Array | None = None
+
+  @property
+  def static(self) -> bool:
+    """Whether the host knows all attributes."""
+    return not isinstance(self.q_info, jax.Array) and not isinstance(self.k_info, jax.Array)
+
+  def tiles(self, block_q: int, block_k: int) -> TileMap:
+    """The tiles of size `block_q x block_k` that hold an allowed pair.
+
+    A tile that sticks out past the last key or query is never full, so that whoever pads
+    evaluates bounds only where it evaluates the rule. With traced attributes, every tile is listed
+    as partial.
+    """
+    if self.static:
+      return _tile_map(self, block_q, block_k)
+    shape = (-(-self.q_len // block_q), -(-self.k_len // block_k))
+    return _lists(np.ones(shape, bool), np.zeros(shape, bool))
+
+  def pairs(self) -> int:
+    """The exact number of allowed pairs, summed over the batch of the attributes.
+
+    Raises:
+      ValueError: for traced attributes.
+    """
+    if not self.static:
+      raise ValueError("pairs are counted on the host: give the attributes as NumPy arrays.")
+    return int(tile_counts(self, self.q_len, self.k_len).sum())
+
+  def dense(self) -> Any:
+    """The rule on all pairs: bool `[B or 1, q_len, k_len]`; None without a rule."""
+    if self.rule is None:
+      return None
+    fields = [getattr(x, "value", x) for x in (self.q_info, self.k_info)]
+    q, k = ([x[:, i] for i in range(x.shape[1])] for x in fields)
+    return self.rule([f[:, :, None] for f in q], [f[:, None, :] for f in k])
+
+
+def tile_counts(mask: Mask, block_q: int, block_k: int) -> np.ndarray:
+  """Allowed pairs in every tile: int64 `[Tq, Tk]`, summed over the batch of the attributes."""
+  tiles_q, tiles_k = -(-mask.q_len // block_q), -(-mask.k_len // block_k)
+  if mask.rule is None:
+    return np.outer(_sizes(mask.q_len, block_q), _sizes(mask.k_len, block_k))
+  counts = np.zeros((tiles_q, tiles_k), np.int64)
+  q_info, k_info = mask.q_info.value, mask.k_info.value
+  for b in range(max(len(q_info), len(k_info))):
+    q_runs = _runs(q_info[b % len(q_info)], block_q)
+    k_size, k_tile, k_fields = _runs(k_info[b % len(k_info)], block_k)
+    rows = max(_BLOCK // len(k_size), 1)
+    for at in range(0, len(q_runs[0]), rows):
+      size, tile, fields = (x[..., at : at + rows] for x in q_runs)
+      allowed = mask.rule(list(fields[:, :, None]), list(k_fields[:, None, :]))
+      allowed = np.broadcast_to(allowed, (len(size), len(k_size)))
+      # Sum over the runs of each key tile, then over the runs of each query tile.
+      by_key = np.add.reduceat(np.where(allowed, k_size, 0), _firsts(k_tile), axis=1)
+      by_both = np.add.reduceat(by_key * size[:, None], _firsts(tile), axis=0)
+      counts[tile[0] : tile[-1] + 1] += by_both
+  return counts
+
+
+@functools.lru_cache(maxsize=256)
+def _tile_map(mask: Mask, block_q: int, block_k: int) -> TileMap:
+  counts = tile_counts(mask, block_q, block_k)
+  batch = 1 if mask.rule is None else max(len(mask.q_info.value), len(mask.k_info.value))
+  return _lists(counts > 0, counts == batch * block_q * block_k)
+
+
+def _lists(needed: np.ndarray, full: np.ndarray) -> TileMap:
+  return TileMap(*_rows(needed, full), *_rows(needed.T, full.T))
+
+
+def _rows(needed: np.ndarray, full: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  count = needed.sum(1)
+  order = np.argsort(np.where(full, 0, np.where(needed, 1, 2)), axis=1, kind="stable")
+  last = np.maximum(count - 1, 0)[:, None]
+  slots = np.arange(max(count.max(initial=0), 1))[None, :]
+  lists = np.take_along_axis(order, np.minimum(slots, last), axis=1)
+  return lists.astype(np.int32), full.sum(1).astype(np.int32), count.astype(np.int32)
+
+
+def _sizes(length: int, block: int) -> np.ndarray:
+  starts = np.arange(0, length, block, dtype=np.int64)
+  return np.minimum(block, length - starts)
+
+
+def _runs(info: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Cuts tokens `[F, N]` where an attribute changes or a tile begins: sizes, tiles, fields."""
+  new = np.any(info[:, 1:] != info[:, :-1], axis=0)
+  start = np.concatenate([[0], np.flatnonzero(new) + 1, np.arange(0, info.shape[1], block)])
+  start = np.unique(start)
+  size = np.diff(start, append=info.shape[1])
+  return size, start // block, info[:, start]
+
+
+def _firsts(tile: np.ndarray) -> np.ndarray:
+  """Where each tile's first run stands."""
+  return np.flatnonzero(np.diff(tile, prepend=-1))
