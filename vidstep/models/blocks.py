@@ -9,14 +9,11 @@ import jax.numpy as jnp
 
 from vidstep.attention import attention
 from vidstep.masks import Rule, TokenInfo, Valid, token_info
+from vidstep.models.linear import Linear
+from vidstep.models.precision import stat_dtype
 from vidstep.models.rope import apply_rope
 
 EPS = 1e-6
-
-
-def stat_dtype(dtype) -> jnp.dtype:
-  """dtype of norms, modulation and times: float32, or float64 when everything is."""
-  return jnp.promote_types(dtype, jnp.float32)
 
 
 def layer_norm(x, dtype):
@@ -108,14 +105,14 @@ class Attention(nn.Module):
   def __call__(self, x, y):
     """Queries from x [B, N, C], keys and values from y [B, M, C']."""
     dim = x.shape[-1]
-    dense = partial(nn.Dense, dim, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
-    q = RMSNorm(name="norm_q")(dense(name="q")(x))
-    k = RMSNorm(name="norm_k")(dense(name="k")(y))
-    v = dense(name="v")(y)
+    linear = partial(Linear, dim, self.dtype)
+    q = RMSNorm(name="norm_q")(linear(name="q")(x))
+    k = RMSNorm(name="norm_k")(linear(name="k")(y))
+    v = linear(name="v")(y)
     split = lambda a: a.reshape(*a.shape[:2], self.heads, -1)
     o = self.attend(split(q), split(k), split(v))
     out = {"kernel_init": nn.initializers.zeros} if self.zero else {}
-    return dense(name="o", **out)(o.reshape(x.shape))
+    return linear(**out, name="o")(o.reshape(x.shape))
 
 
 class Block(nn.Module):
@@ -166,8 +163,7 @@ class Block(nn.Module):
       h = Attention(self.heads, self.dtype, self.attend_text, True, name="cross_attn")(h, text)
       x = x + h.reshape(x.shape)
 
-    dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
     h = modulated_norm(x, shift2, scale2)
-    h = nn.gelu(dense(self.ffn_dim, name="ffn_in")(h), approximate=True)
-    x = add(x, dense(dim, name="ffn_out")(h).astype(stat) * gate2)
+    h = nn.gelu(Linear(self.ffn_dim, self.dtype, name="ffn_in")(h), approximate=True)
+    x = add(x, Linear(dim, self.dtype, name="ffn_out")(h).astype(stat) * gate2)
     return x, x if self.keep else None

@@ -9,11 +9,13 @@ import numpy as np
 
 from vidstep.masks import token_info
 from vidstep.models.actions import ActionEmbed
-from vidstep.models.blocks import Block, cross_attention, modulated_norm, self_attention, stat_dtype
+from vidstep.models.blocks import Block, cross_attention, modulated_norm, self_attention
 from vidstep.models.checks import check_fields, check_inputs
 from vidstep.models.cond import Cond, Out
 from vidstep.models.embed import MLP, patchify, sinusoid, unpatchify
 from vidstep.models.layout import plain
+from vidstep.models.linear import Linear
+from vidstep.models.precision import stat_dtype
 from vidstep.models.rope import rope_table
 
 
@@ -92,7 +94,7 @@ class VideoDiT(nn.Module):
     check_inputs(self, x, t, s, cond, layout, cache)
     layout = plain(x.shape[1]) if layout is None else layout
     stat = stat_dtype(self.dtype)
-    init = nn.initializers.xavier_uniform()
+    zeros = nn.initializers.zeros
 
     pixels = x.astype(self.dtype)
     if cond.image is not None:
@@ -100,20 +102,20 @@ class VideoDiT(nn.Module):
     h = patchify(pixels, self.patch)
     b, f, rows, columns, _ = h.shape
     h = h.reshape(b, f, rows * columns, -1)
-    h = nn.Dense(self.dim, dtype=self.dtype, kernel_init=init, name="patch_embed")(h)
+    h = Linear(self.dim, self.dtype, name="patch_embed")(h)
 
     temb = self._time_embedding(t, s, cond.actions, x.shape, stat)
-    mod = nn.Dense(6 * self.dim, dtype=stat, kernel_init=nn.initializers.zeros, name="time_proj")
-    mod = mod(nn.silu(temb)).reshape(*temb.shape[:2], 6, self.dim)
+    mod = Linear(6 * self.dim, stat, zeros, name="time_proj")(nn.silu(temb))
+    mod = mod.reshape(*temb.shape[:2], 6, self.dim)
     text, text_mask = self._text(cond, b)
 
     h, features = self._blocks(h, mod, text, text_mask, layout, (rows, columns))
 
-    table = self.param("head_modulation", nn.initializers.zeros, (2, self.dim)).astype(stat)
+    table = self.param("head_modulation", zeros, (2, self.dim)).astype(stat)
     shift, scale = ((temb + table[i][None, None])[:, :, None] for i in range(2))
     h = modulated_norm(h, shift, scale)
     width = self.out_channels * int(np.prod(self.patch))
-    h = nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="head")(h)
+    h = Linear(width, self.dtype, zeros, name="head")(h)
     y = unpatchify(h.reshape(b, f, rows, columns, width), self.patch).astype(stat)
     if self.prediction == "x0":
       time = t.astype(stat).reshape(t.shape + (1,) * (5 - t.ndim))

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from vidstep.models.linear import Linear
+
 FREQUENCIES = 256  # channels of the sinusoidal embedding, as in Wan and DiT
 
 
@@ -63,6 +65,7 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    init = nn.initializers.zeros if self.zero else nn.initializers.normal(0.02)
-    x = nn.Dense(self.dim, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name="in")(x)
-    return nn.Dense(self.dim, dtype=self.dtype, kernel_init=init, name="out")(self.act(x))
+    small = nn.initializers.normal(0.02)
+    x = Linear(self.dim, self.dtype, small, name="in")(x)
+    last = nn.initializers.zeros if self.zero else small
+    return Linear(self.dim, self.dtype, last, name="out")(self.act(x))

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
+from vidstep.models.precision import stat_dtype
+
 
 def rope_table(frame, height: int, width: int, head_dim: int, *, theta: float = 10000.0):
   """Cosines and sines of the rotation of every token.
@@ -22,13 +24,15 @@ def rope_table(frame, height: int, width: int, head_dim: int, *, theta: float = 
     (cos, sin), float32, each [F*height*width, 1, D/2] or [B, F*height*width, 1, D/2].
   """
   xp = np if isinstance(frame, np.ndarray) else jnp
+  exact = np.float64 if xp is np else np.float32
   side = 2 * (head_dim // 6)
   rates = [theta ** (-np.arange(0, d, 2) / d) for d in (head_dim - 2 * side, side, side)]
-  rates = [xp.asarray(r, np.float64 if xp is np else np.float32) for r in rates]
+  rates = [r.astype(exact) for r in rates]
   lead = (*frame.shape, height, width)
-  by_frame = frame.astype(rates[0].dtype)[..., None, None, None] * rates[0]
-  by_row = np.arange(height, dtype=rates[1].dtype)[:, None, None] * rates[1]
-  by_column = np.arange(width, dtype=rates[2].dtype)[:, None] * rates[2]
+  by_frame = frame.astype(exact)[..., None] * rates[0].reshape((1,) * frame.ndim + (-1,))
+  by_frame = by_frame[..., None, None, :]
+  by_row = np.arange(height, dtype=exact)[:, None, None] * rates[1][None, None]
+  by_column = np.arange(width, dtype=exact)[:, None] * rates[2][None]
   parts = [xp.broadcast_to(a, (*lead, a.shape[-1])) for a in (by_frame, by_row, by_column)]
   angle = xp.concatenate(parts, axis=-1)
   angle = angle.reshape(*frame.shape[:-1], -1, 1, head_dim // 2)
@@ -48,7 +52,7 @@ def apply_rope(x, table):
   Returns:
     [B, N, heads, D] in the dtype of x; computed in float32 or better.
   """
-  stat = jnp.promote_types(x.dtype, jnp.float32)
+  stat = stat_dtype(x.dtype)
   cos, sin = (_like(c, x).astype(stat) for c in table)
   a, b = x[..., 0::2].astype(stat), x[..., 1::2].astype(stat)
   return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
