@@ -1,5 +1,7 @@
 """Clips on disk: a TFDS dataset in array_record files, written and read without TensorFlow."""
 
+import contextlib
+import io
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -93,7 +95,8 @@ def write_dataset(
     iterators[first] = chain([example], iterators[first])
     checked = {s: _same_shapes(s, clips, example) for s, clips in iterators.items()}
     builder = VideoClips(data_dir=str(partial), splits=checked, example=example, meta={})
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces the partial directory
+      builder.download_and_prepare()
     made = partial / NAME / VERSION
     (made / "metadata.json").write_text(json.dumps(dict(meta), indent=2) + "\n")
     if path.exists():

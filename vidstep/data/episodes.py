@@ -62,12 +62,12 @@ def record(
   video, actions = [world.reset(seed)], [null_action(world.controls)]
   on_frame()
   while len(video) < frames:
-    action = np.asarray(policy(video[-1], world.controls, rng), np.float32)
+    action = policy(video[-1], world.clearance(), world.controls, rng)
     frame = world.step(action)
     if frame is None:
       break
     video.append(frame)
-    actions.append(action)
+    actions.append(np.asarray(action, np.float32))
     on_frame()
   return Episode(np.stack(video), np.stack(actions), index, seed, scenario)
 

@@ -1,8 +1,9 @@
 """Who plays while a world is recorded: a random player, and an explorer who keeps moving.
 
-A policy is `policy(frame, controls, rng) -> action [A]`, called once per step with the frame it
-sees; `reset()` before every episode. A random player mostly stares at walls, and a model trained on
-that learns to stand still; hence the explorer.
+A policy is `policy(frame, clearance, controls, rng) -> action [A]`, called once per step with the
+frame it sees and the world's `clearance` (free distance to the left, ahead and to the right, or
+None where a world does not tell); `reset()` before every episode. A random player mostly stares at
+walls, and a model trained on that learns walls; hence the explorer.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,9 @@ import numpy as np
 
 from vidstep.data.controls import Control, one_hot, sample
 
+# Extra buttons and how often they are pressed while exploring.
+EXTRAS = {"ATTACK": 0.2, "SPEED": 0.2, "USE": 0.1, "JUMP": 0.05, "MOVE_BACKWARD": 0.02}
+
 
 class RandomPolicy:
   """Every control drawn anew, uniformly and independently, at every step."""
@@ -18,88 +22,107 @@ class RandomPolicy:
   def reset(self) -> None:
     pass
 
-  def __call__(
-    self, frame: np.ndarray, controls: Sequence[Control], rng: np.random.Generator
-  ) -> np.ndarray:
+  def __call__(self, frame, clearance, controls, rng) -> np.ndarray:
     return np.concatenate([sample(control, rng) for control in controls])
 
 
 class ExplorePolicy:
-  """Runs forward, holds what it presses for several steps, turns away when nothing moves.
+  """Runs forward, holds what it presses for several steps, turns away before it hits a wall.
 
   Buttons are understood by their Doom names: forward most of the time, short turns and sidesteps
-  between straight stretches, now and then a shot. Choices and axes without such names are held for
-  several steps; doing nothing (NOOP) is not chosen. Where the mean |frame difference| (0..255)
-  stays below `stuck` although something is held, the player turns on the spot, always the same way
-  round, until it has turned for some steps: that is how it leaves corners.
+  between straight stretches, now and then a shot. A wall nearer than `far` ahead makes it turn to
+  the side that is more open, nearer than `near` on the spot, and it keeps turning the same way
+  until the way is free, which is how it leaves corners. A picture that stands still, mean |frame
+  difference| (0..255) below `stuck`, counts as a wall: worlds need not tell distances. Choices and
+  axes without such names are held for several steps; doing nothing (NOOP) is not chosen.
+
+  Args:
+    near, far: distances in Doom's map units; a player runs about 8 of them a tic.
+    stuck: mean |frame difference| below which nothing moves.
   """
 
-  def __init__(self, stuck: float = 2.0):
-    self._stuck = stuck
+  def __init__(self, near: float = 80.0, far: float = 190.0, stuck: float = 0.2):
+    self._near, self._far, self._stuck = near, far, stuck
     self.reset()
 
   def reset(self) -> None:
-    self._last, self._held, self._left = None, None, 0
+    self._last, self._action, self._away = None, None, None
+    self._left, self._spot = 0, False
 
   def __call__(
-    self, frame: np.ndarray, controls: Sequence[Control], rng: np.random.Generator
+    self,
+    frame: np.ndarray,
+    clearance: tuple[float, float, float] | None,
+    controls: Sequence[Control],
+    rng: np.random.Generator,
   ) -> np.ndarray:
-    moved = self._stuck + 1
-    if self._last is not None:
-      moved = np.abs(frame.astype(np.int16) - self._last).mean()
-    self._last = frame.astype(np.int16)
-    if self._held is not None and moved < self._stuck:
-      self._held, self._left = _presses(controls, rng, escape=True), int(rng.integers(2, 6))
-    elif self._left <= 0:
-      self._held = _presses(controls, rng, escape=False)
-      turning = any(len(c.names) == 1 and h > 0 for c, h in _turns(controls, self._held))
-      self._left = int(rng.integers(1, 4) if turning else rng.integers(2, 8))
+    left, ahead, right = clearance or (0.0, np.inf, 0.0)
+    if self._still(frame):
+      ahead = 0.0
     self._left -= 1
-    return self._held
+    # Once turning, it takes more room to be free than it took to be blocked: no dithering.
+    blocked = ahead < self._far * (1.0 if self._away is None else 1.3)
+    spot = ahead < self._near
+    if blocked and (self._away is None or spot != self._spot or self._left <= 0):
+      if self._away is None:
+        sides = ["TURN_LEFT", "TURN_RIGHT"]
+        self._away = str(rng.choice(sides)) if left == right else sides[int(right > left)]
+      self._spot, self._left = spot, int(rng.integers(2, 5))
+      self._action = _press(_away_keys(self._away, spot, controls), controls, rng)
+    elif not blocked and (self._left <= 0 or (self._away is not None and clearance is not None)):
+      down = _draw_keys(controls, rng)
+      turns = bool({"TURN_LEFT", "TURN_RIGHT"} & down)
+      self._away, self._left = None, int(rng.integers(1, 4) if turns else rng.integers(2, 8))
+      self._action = _press(down, controls, rng)
+    return self._action
+
+  def _still(self, frame: np.ndarray) -> bool:
+    last, self._last = self._last, frame.astype(np.int16)
+    return last is not None and np.abs(self._last - last).mean() < self._stuck
 
 
-def _turns(controls, action):
-  """Pairs (control, value) of the turn buttons."""
-  names = {"TURN_LEFT", "TURN_RIGHT"}
-  column = 0
-  for control in controls:
-    if control.names[0] in names:
-      yield control, action[column]
-    column += len(control.names)
+def _names(controls: Sequence[Control]) -> set[str]:
+  return {control.names[0] for control in controls if control.kind == "button"}
 
 
-def _presses(controls: Sequence[Control], rng: np.random.Generator, *, escape: bool) -> np.ndarray:
-  """Draw what to hold next; `escape` turns (or sidesteps) instead of running on."""
-  names = {control.names[0] for control in controls if control.kind == "button"}
-  can_run, can_turn = "MOVE_FORWARD" in names, "TURN_LEFT" in names or "TURN_RIGHT" in names
-  down = set()
-  if can_run and not (escape and can_turn) and rng.random() < 0.9:
-    down.add("MOVE_FORWARD")
-  elif rng.random() < 0.2:
-    down.add("MOVE_BACKWARD")
+def _away_keys(turn: str, spot: bool, controls: Sequence[Control]) -> set[str]:
+  """Keys that lead away from a wall; who cannot turn sidesteps."""
+  if turn not in _names(controls):
+    turn = turn.replace("TURN", "MOVE")
+  return {turn} if spot else {turn, "MOVE_FORWARD"}
+
+
+def _draw_keys(controls: Sequence[Control], rng: np.random.Generator) -> set[str]:
+  """What to hold next where the way is free."""
+  names = _names(controls)
+  down = {name for name, chance in EXTRAS.items() if rng.random() < chance}
+  runs = "MOVE_FORWARD" in names and rng.random() < 0.95
+  if runs:
+    down = (down - {"MOVE_BACKWARD"}) | {"MOVE_FORWARD"}
   # Who cannot run has only turning and sidestepping to move with.
-  if escape or rng.random() < (0.45 if can_run else 0.85):
-    down.add(rng.choice(["TURN_LEFT", "TURN_RIGHT"]))
-  if rng.random() < (0.9 if not can_turn else 0.2):
-    down.add(rng.choice(["MOVE_LEFT", "MOVE_RIGHT"]))
-  for name, chance in (("ATTACK", 0.2), ("SPEED", 0.2), ("USE", 0.1), ("JUMP", 0.05)):
-    if rng.random() < chance:
-      down.add(name)
+  if rng.random() < (0.4 if runs else 0.85):
+    down.add(str(rng.choice(["TURN_LEFT", "TURN_RIGHT"])))
+  if rng.random() < (0.15 if {"TURN_LEFT", "TURN_RIGHT"} & names else 0.9):
+    down.add(str(rng.choice(["MOVE_LEFT", "MOVE_RIGHT"])))
+  return down
+
+
+def _press(down: set[str], controls: Sequence[Control], rng: np.random.Generator) -> np.ndarray:
+  """The action vector with these named buttons down; what has no such name is drawn."""
   return np.concatenate([_setting(control, down, rng) for control in controls])
 
 
 def _setting(control: Control, down: set[str], rng: np.random.Generator) -> np.ndarray:
-  if control.kind == "button":
-    known = control.names[0].isupper()
-    if known:
-      return np.float32([1.0 if control.names[0] in down else -1.0])
-    return sample(control, rng)
+  name = control.names[0]
+  if control.kind == "button" and name.isupper():
+    return np.float32([1.0 if name in down else -1.0])
   if control.kind == "choice":
     useful = [i for i, name in enumerate(control.names) if name != "NOOP"]
     return one_hot(int(rng.choice(useful)), len(control.names))
-  # Most of the time an axis rests in the middle of its range or moves gently.
-  middle, reach = (control.low + control.high) / 2, (control.high - control.low) / 2
-  return np.float32([middle + reach * np.clip(rng.normal() * 0.3, -1, 1)])
+  if control.kind == "axis":  # mostly near the middle of its range
+    middle, reach = (control.low + control.high) / 2, (control.high - control.low) / 2
+    return np.float32([middle + reach * np.clip(rng.normal() * 0.3, -1, 1)])
+  return sample(control, rng)
 
 
 POLICIES = {"explore": ExplorePolicy, "random": RandomPolicy}

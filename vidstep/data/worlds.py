@@ -1,8 +1,8 @@
 """Interactive worlds that can be recorded: ViZDoom scenarios and Gymnasium environments.
 
 A world is anything with `controls`, `frame_rate`, `reset(seed) -> frame`, `step(action) -> frame or
-None` and `close()`. Frames are uint8 [size, size, 3]; actions use the encoding of `controls`, so
-what was recorded can be played back as it is stored. None says that the episode is over.
+None`, `clearance()` and `close()`. Frames are uint8 [size, size, 3]; None says that the episode is
+over. Actions use the encoding of `controls`, so what was recorded can be played as it is stored.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from vidstep.data.video_io import fit_square
 DOOM_TICS_PER_SECOND = 35
 # A Doom delta button takes degrees (turn, look) or map units (move) per tic; 10 is a brisk mouse.
 DOOM_DELTA_LIMIT = 10.0
+DOOM_UNITS_PER_DEPTH = 7.0  # map units per level of the depth buffer, measured by running at a wall
 
 
 class World(Protocol):
@@ -29,6 +30,8 @@ class World(Protocol):
   def reset(self, seed: int) -> np.ndarray: ...
 
   def step(self, action: np.ndarray) -> np.ndarray | None: ...
+
+  def clearance(self) -> tuple[float, float, float] | None: ...
 
   def close(self) -> None: ...
 
@@ -81,6 +84,7 @@ class DoomWorld:
     game.set_mode(vizdoom.Mode.PLAYER)
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
     game.set_screen_resolution(resolutions[height])
+    game.set_depth_buffer_enabled(True)
     game.set_episode_timeout(0)
     for layer in ("hud", "crosshair", "messages", "screen_flashes"):
       getattr(game, f"set_render_{layer}")(False)
@@ -119,6 +123,24 @@ class DoomWorld:
     )
     return None if self._game.is_episode_finished() else self._frame()
 
+  def clearance(self) -> tuple[float, float, float] | None:
+    """Free distance (left, ahead, right) at eye height in map units; None after the end.
+
+    The middle fifth of the picture is ahead; its nearer quarter counts, so that pillars do.
+    """
+    state = self._game.get_state()
+    if state is None:
+      return None
+    height, width = state.depth_buffer.shape
+    depth = state.depth_buffer[height * 5 // 12 : height * 7 // 12 : 4]
+    parts = np.split(depth, [width * 2 // 5, width * 3 // 5], axis=1)
+    quantiles = (0.5, 0.25, 0.5)
+    left, ahead, right = (
+      DOOM_UNITS_PER_DEPTH * float(np.quantile(part, q))
+      for part, q in zip(parts, quantiles, strict=True)
+    )
+    return left, ahead, right
+
   def close(self) -> None:
     self._game.close()
     self._home.cleanup()
@@ -150,6 +172,7 @@ class GymWorld:
     if self._arcade:
       import ale_py
 
+      ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
       gymnasium.register_envs(ale_py)
       options = {"frameskip": 1, "repeat_action_probability": 0.0}
     try:
@@ -187,6 +210,10 @@ class GymWorld:
         frame = self._pixels(observation)
         last = frame if last is None else np.maximum(last, frame)
     return fit_square(last, self._size)
+
+  def clearance(self) -> None:
+    """Unknown: these worlds show pictures only."""
+    return None
 
   def close(self) -> None:
     self._env.close()
