@@ -93,7 +93,13 @@ def adamw(lr, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=None, **sche
     optax.identity() if clip is None else optax.clip_by_global_norm(clip),
     optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=matrices),
   )
-  return Optimizer(tx.init, tx.update, rate)
+
+  def update(grads, state, params):
+    # Optax raises floats to integer powers, which strict promotion forbids.
+    with jax.numpy_dtype_promotion("standard"):
+      return tx.update(grads, state, params)
+
+  return Optimizer(tx.init, update, rate)
 
 
 def constant_ema(decay):
@@ -121,6 +127,9 @@ def power_ema(length):
   return lambda n: (1 - 1 / jnp.maximum(jnp.asarray(n, jnp.float32), 1.0)) ** (gamma + 1)
 
 
+EMAS = {"constant": constant_ema, "power": power_ema}
+
+
 def parse_ema(text):
   """ "constant:0.999", "power:0.05" or "none" -> decay function or None.
 
@@ -128,10 +137,12 @@ def parse_ema(text):
     ValueError: for anything else, naming the three forms.
   """
   name, _, number = str(text).partition(":")
+  if text == "none":
+    return None
   try:
-    if name == "none" and not number:
-      return None
-    return {"constant": constant_ema, "power": power_ema}[name](float(number))
-  except KeyError:
-    pass
-  raise ValueError(f'Unknown EMA {text!r}: write "constant:0.999", "power:0.05" or "none".')
+    number = float(number)
+  except ValueError:
+    name = None
+  if name not in EMAS:
+    raise ValueError(f'Unknown EMA {text!r}: write "constant:0.999", "power:0.05" or "none".')
+  return EMAS[name](number)

@@ -48,7 +48,7 @@ def make_step(objective, optimizers, emas, roles, *, accumulate=1):
       grads, seen, aux = _gradients(
         objective.loss[role], nets, role, aux, batch, role_key, state.step, accumulate
       )
-      seen["grad_norm"] = optax.global_norm(grads)
+      seen["grad_norm"] = optax.tree.norm(grads)
       seen["lr"] = optimizers[role].lr(state.nets[role].count)
       updated[role] = _update(state.nets[role], grads, optimizers[role], emas[role])
       metrics |= {f"{role}/{name}": value.astype(jnp.float32) for name, value in seen.items()}

@@ -1,0 +1,66 @@
+"""Schedules and EMA decays against their definitions."""
+
+import numpy as np
+import pytest
+
+from vidstep.training.optim import adamw, constant_ema, learning_rate, parse_ema, power_ema
+
+
+def test_warmup_rises_linearly_and_starts_above_zero():
+  rate = learning_rate(2.0, warmup=4)
+  np.testing.assert_allclose([rate(n) for n in range(6)], [0.5, 1, 1.5, 2, 2, 2])
+
+
+@pytest.mark.parametrize(("name", "middle"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1)])
+def test_schedules_fall_from_peak_to_zero_over_the_rest_of_the_run(name, middle):
+  rate = learning_rate(1.0, warmup=10, schedule=name, steps=110)
+  np.testing.assert_allclose(rate(10), 1, atol=1e-6)
+  np.testing.assert_allclose(rate(60), middle, atol=1e-6)
+  np.testing.assert_allclose(rate(110), 1 if name == "constant" else 0, atol=1e-6)
+  np.testing.assert_allclose(rate(35), {"linear": 0.75, "cosine": (1 + np.sqrt(0.5)) / 2}.get(name, 1),
+                             atol=1e-6)  # fmt: skip
+
+
+def weights(decay, n):
+  """Weight of each update in the average after n of them."""
+  w = np.zeros(n)
+  for i in range(1, n + 1):
+    beta = float(decay(i))
+    w = beta * w
+    w[i - 1] += 1 - beta
+  return w
+
+
+@pytest.mark.parametrize("length", [0.05, 0.1])
+def test_power_ema_has_the_relative_width_it_names(length):
+  n = 1500
+  w = weights(power_ema(length), n)
+  i = np.arange(1, n + 1)
+  np.testing.assert_allclose(w.sum(), 1, rtol=1e-5)
+  mean = np.sum(w * i)
+  np.testing.assert_allclose(np.sqrt(np.sum(w * (i - mean) ** 2)) / n, length, rtol=0.01)
+
+
+def test_power_ema_forgets_the_initial_weights_and_constant_ema_nearly():
+  assert power_ema(0.05)(1) == 0
+  decay = constant_ema(0.9)
+  assert float(decay(1)) == pytest.approx(2 / 11) and float(decay(1000)) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("text", ["power", "power:", "exp:0.9", "none:1", "constant:x"])
+def test_unknown_emas_name_the_three_forms(text):
+  with pytest.raises(ValueError, match=r'"power:0.05"'):
+    parse_ema(text)
+
+
+def test_numbers_out_of_range_are_refused():
+  for build, sentence in [
+    (lambda: parse_ema("constant:1"), r"lies in \[0, 1\)"),
+    (lambda: parse_ema("power:0.5"), "relative length"),
+    (lambda: adamw(0.0), "learning rate must be positive"),
+    (lambda: adamw(1.0, clip=-1.0), "clip must be positive"),
+    (lambda: learning_rate(1.0, schedule="step"), "Unknown schedule"),
+    (lambda: learning_rate(1.0, schedule="linear", warmup=5, steps=5), "within its warm-up"),
+  ]:
+    with pytest.raises(ValueError, match=sentence):
+      build()
