@@ -5,6 +5,7 @@ it is the same for the same seed: the fixture for whatever wants video with acti
 in units of the picture, x to the right and y down, in [0, 1].
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -74,7 +75,7 @@ def render(state: WorldState, size: int) -> jax.Array:
   angle, frequency, phase, hue = jnp.pi * state.floor
   wave = jnp.sin((4 + 4 * frequency) * (x * jnp.cos(angle) + y * jnp.sin(angle)) * 2 + 2 * phase)
   tint = 0.28 + 0.12 * jnp.cos(2 * hue + jnp.asarray([0.0, 2.1, 4.2]))
-  image = tint * (1 + 0.35 * wave[..., None])
+  image = tint[None, None] * (1 + 0.35 * wave[..., None])
   for i in reversed(range(SHAPES)):  # the player lies on top
     dx, dy = x - state.position[i, 0], y - state.position[i, 1]
     distance = (
@@ -83,7 +84,7 @@ def render(state: WorldState, size: int) -> jax.Array:
       (jnp.abs(dx) + jnp.abs(dy)) / 1.2,  # diamond
     )[i]
     cover = jnp.clip((RADIUS - distance) * size + 0.5, 0.0, 1.0)[..., None]
-    image = (1 - cover) * image + cover * state.colour[i]
+    image = (1 - cover) * image + cover * state.colour[i][None, None]
   return jnp.round(255 * jnp.clip(image, 0.0, 1.0)).astype(jnp.uint8)
 
 
@@ -113,6 +114,19 @@ def random_actions(key: jax.Array, frames: int, hold: int = 4) -> jax.Array:
   return jnp.where(down, 1.0, -1.0).astype(jnp.float32).at[0].set(0.0)
 
 
+@partial(jax.jit, static_argnums=(2, 3))
+def _clips(key: jax.Array, numbers: jax.Array, frames: int, size: int):
+  """Videos, actions and positions of the clips of these numbers, stacked."""
+
+  def clip(number):
+    k_world, k_actions = jax.random.split(jax.random.fold_in(key, number))
+    actions = random_actions(k_actions, frames)
+    states, video = rollout(k_world, actions, size)
+    return video, actions, states.position
+
+  return jax.lax.map(clip, numbers)
+
+
 class SyntheticClips:
   """Clips of the world by number, with the ground truth beside them.
 
@@ -139,16 +153,10 @@ class SyntheticClips:
     }
     self._seed = seed
 
-    def clip(index):
-      base = jax.random.fold_in(jax.random.key(seed), int(split == "test"))
-      k_world, k_actions = jax.random.split(jax.random.fold_in(base, index))
-      actions = random_actions(k_actions, frames)
-      states, video = rollout(k_world, actions, size)
-      return video, actions, states.position
-
     # All at once on the host: afterwards the source is plain NumPy, safe in any thread.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-      made = jax.jit(lambda n: jax.lax.map(clip, n, batch_size=32))(jnp.arange(clips))
+      key = jax.random.fold_in(jax.random.key(seed), int(split == "test"))
+      made = _clips(key, jnp.arange(clips), frames, size)
     self._video, self._actions, self._position = (np.asarray(a) for a in made)
 
   def __len__(self) -> int:
