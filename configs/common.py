@@ -49,6 +49,7 @@ def base() -> ConfigDict:
   config.eval.solver = "euler"
   config.eval.shift = 1.0
   config.eval.guidance = 1.0
+  config.eval.times = ()  # intermediate times of a few-step student, instead of steps and shift
   return config
 
 
@@ -119,3 +120,33 @@ def _overrides(defaults, values):
 
 # Inside `net` the names of these two are taken by its arguments.
 _model, _optim = model, optim
+
+
+# ------------------------------------------------------------------------------------------------
+# Other kinds of experiment
+# ------------------------------------------------------------------------------------------------
+
+
+def sweep() -> ConfigDict:
+  """What experiments.sweep reads."""
+  config = ConfigDict()
+  config.networks = ConfigDict()  # name -> "workdir:role:ema"
+  config.grid = ()  # dicts: network, and solver / steps / shift / guidance / times, one or several
+  config.videos = 256  # per seed; the test split needs 3 times as many clips
+  config.seeds = (0,)
+  config.features = ("alexnet",)  # "i3d" adds FVD and KVD: slow on a CPU
+  config.resamples = 200  # of the bootstrap
+  config.latency_runs = 10
+  config.within = 0.1  # the answer in words: cheapest setting within this share of the best
+  config.compare = ()  # pairs of row names, compared with shared noise
+  config.picture = ()  # row names, drawn one above the other
+  config.shown = 8  # videos in the picture
+  config.strip = 0  # which of them the film strip shows
+  return config
+
+
+def pipeline() -> ConfigDict:
+  """What experiments.pipeline reads."""
+  config = ConfigDict()
+  config.stages = ()  # dicts: name, title, minutes (on two cores), run (words after `python -m`)
+  return config

@@ -13,6 +13,8 @@ from ml_collections import config_flags
 
 from configs import common
 
+_schema = common.base  # of the one --config that an entry point has
+
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 _CACHE = flags.DEFINE_string(
   "compilation_cache",
@@ -21,8 +23,14 @@ _CACHE = flags.DEFINE_string(
 )
 
 
-def define_config():
-  """Defines --config, once for all entry points in a process; its value is a `ConfigDict`."""
+def define_config(schema=common.base):
+  """Defines --config, once for all entry points in a process; its value is a `ConfigDict`.
+
+  Args:
+    schema: function in configs/common.py that lists the keys of this kind of experiment.
+  """
+  global _schema
+  _schema = schema
   if "config" in flags.FLAGS:
     return flags.FlagHolder(flags.FLAGS, flags.FLAGS["config"])
   return config_flags.DEFINE_config_file(
@@ -88,24 +96,29 @@ def load_config(path):
   if not hasattr(module, "get_config"):
     raise ValueError(f"{file} is no config: it defines no get_config(arg).")
   config = module.get_config(arg) if colon else module.get_config()
-  check_keys(config.to_dict())
+  check_keys(config.to_dict(), _schema)
   return config
 
 
-def check_keys(config):
+def check_keys(config, schema=common.base):
   """Refuses config keys that do not exist, naming the nearest that does.
 
-  The keys of `objective` are checked against the objective itself, when it is built.
+  Names of networks are free. The keys of `objective` are checked against the objective itself, when
+  it is built.
 
   Args:
     config: nested dict of a whole config.
+    schema: function in configs/common.py that lists the keys of this kind of experiment.
 
   Raises:
     ValueError: for the first unknown key.
   """
-  known = common.base().to_dict()
-  known["nets"] = {name: common.net().to_dict() for name in config.get("nets", {})}
-  known["objective"] = config.get("objective", {})
+  known = schema().to_dict()
+  if schema is common.base:
+    known["nets"] = {name: common.net().to_dict() for name in config.get("nets", {})}
+  for free in ("objective", "networks"):
+    if free in known:
+      known[free] = config.get(free, {})
   for key in flatten(config):
     if key not in flatten(known):
       raise ValueError(unknown_key(key, flatten(known)))

@@ -1,0 +1,187 @@
+"""Sweeps how networks are sampled: steps x solver x shift x guidance x network, on one table.
+
+  python -m experiments.sweep --config=configs/doom/sweep.py --workdir=runs/demo/sweep
+
+All rows share contexts, actions, noise and reference clips. Every finished cell is kept in
+workdir/cells, so an interrupted sweep goes on where it stopped. Leaves in --workdir:
+  sweep.json    every number of every row        table.md    the table, and the answer in words
+  pareto.png    distance against latency         picture.png, picture.mp4   videos side by side
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+import pickle
+
+import numpy as np
+from tqdm import tqdm
+
+from configs import common
+from experiments import flags as shared
+from experiments import generate, judge, report
+from vidstep.data.video_io import grid, save_strip, save_video
+from vidstep.metrics.describe import describe_clips
+from vidstep.metrics.summary import compare_clips
+
+CONFIG = shared.define_config(common.sweep)
+WORKDIR = shared.define_workdir("Folder of the sweep; finished cells are reused.")
+AXES = ("solver", "steps", "shift", "guidance", "times")
+
+
+def main(argv):
+  del argv
+  if CONFIG.value is None or not WORKDIR.value:
+    raise ValueError("Give --config=configs/.../sweep.py and --workdir=runs/.../sweep.")
+  sweep(CONFIG.value.to_dict(), pathlib.Path(WORKDIR.value))
+
+
+def sweep(config, workdir):
+  """Fills every cell, then writes table, plot and pictures. Returns the rows."""
+  networks = {k: generate.open_network(v) for k, v in config["networks"].items()}
+  rows = expand(config["grid"], networks)
+  first = next(iter(networks.values()))
+  for network in networks.values():
+    if network.config["data"] != first.config["data"]:
+      raise ValueError(
+        f"{network.reference} and {first.reference} were trained on different data settings: "
+        "one table needs one test set, number of frames, context and codec."
+      )
+  bench = judge.make_bench(
+    first,
+    videos=config["videos"],
+    seeds=tuple(config["seeds"]),
+    features=tuple(config["features"]),
+    resamples=config["resamples"],
+  )
+
+  cells = {}
+  baselines = {name: None for name in ("real", "codec", "repeat last frame")}
+  bar = tqdm(total=len(baselines) + len(rows), desc="cells", unit="cell", dynamic_ncols=True)
+  with bar:
+    for name, make in _baselines(first, bench).items():
+      cells[name] = _cell(workdir, (name, first.reference), config, lambda m=make: m(bench))
+      bar.update()
+    for name, (who, setting) in rows.items():
+      fill = lambda w=who, s=setting, n=name: _measure(networks[w], s, bench, config, n)
+      key = (networks[who].reference, dataclasses.asdict(setting))
+      cells[name] = _cell(workdir, key, config, fill)
+      tqdm.write(f"  {name:32s} {report.one_line(cells[name]['result'])}")
+      bar.update()
+
+  results = {name: cell["result"] for name, cell in cells.items()}
+  versus = {}
+  for a, b in config["compare"]:
+    pair = (cells[_known(a, cells)]["description"], cells[_known(b, cells)]["description"])
+    versus[f"{a} against {b}"] = compare_clips(
+      *pair, bench.reference, features=bench.features, resamples=config["resamples"]
+    )
+  judge.write_json(workdir / "sweep.json", {"config": config, "rows": results, "compare": versus})
+  text = report.table(results, config, versus)
+  (workdir / "table.md").write_text(text)
+  report.pareto(results, config, workdir / "pareto.png")
+  _pictures(cells, config, first, bench, workdir)
+  print("\n" + text)
+  print(f"Table, plot and pictures are in {workdir}")
+  return results
+
+
+def expand(entries, networks):
+  """The grid as rows.
+
+  Args:
+    entries: dicts with `network` and any of the axes, each one value or a tuple of values.
+    networks: name -> `Network`.
+
+  Returns:
+    {"network solver steps ...": (network name, Setting)}, in order.
+
+  Raises:
+    ValueError: for an unknown axis, network or value.
+  """
+  rows = {}
+  for entry in entries:
+    entry = dict(entry)
+    who = entry.pop("network", None)
+    if who not in networks:
+      raise ValueError(f"grid names the network {who!r}, but networks are {', '.join(networks)}.")
+    for axis in entry:
+      if axis not in AXES:
+        raise ValueError(f"grid has no axis {axis!r}: there are {', '.join(AXES)}.")
+    # Explicit times are one value, though a tuple.
+    values = [v if isinstance(v, tuple | list) and k != "times" else (v,) for k, v in entry.items()]
+    for chosen in itertools.product(*values):
+      setting = networks[who].setting(**dict(zip(entry, chosen, strict=True)))
+      rows[f"{who} {setting.label}"] = (who, setting)
+  return rows
+
+
+def _measure(network, setting, bench, config, name):
+  description, videos = judge.describe_network(network, setting, bench, name=name)
+  result = judge.judge(description, bench)
+  result["latency"] = judge.time_network(network, setting, bench.clips, runs=config["latency_runs"])
+  result |= {"network": network.reference, "setting": dataclasses.asdict(setting)}
+  return {"result": result, "description": description, "shown": videos[0, : config["shown"]]}
+
+
+def _baselines(network, bench):
+  """What no network is needed for: name -> function of the bench that fills a cell."""
+  n = network.context
+  video = bench.clips["video"]
+  decode = generate.make_decoder(network)
+
+  def cell(videos):
+    description = describe_clips(videos, features=bench.features)
+    result = judge.judge(description, bench)
+    return {"result": result, "description": description, "shown": videos[:64]}
+
+  def through_codec(_):
+    parts = [
+      decode(network.codec.encode(video[i : i + 64] / np.float32(127.5) - 1))
+      for i in range(0, len(video), 64)
+    ]
+    return cell(np.concatenate(parts)[:, n:])
+
+  out = {"real": lambda _: cell(video[:, n:]), "codec": through_codec}
+  if n:
+    still = np.repeat(video[:, n - 1 : n], video.shape[1] - n, axis=1)
+    out["repeat last frame"] = lambda _: cell(still)
+  return out
+
+
+def _cell(workdir, key, config, fill):
+  """The cell from disk if it is there, else filled and saved, whole or not at all."""
+  shared_by_all = {k: config[k] for k in ("videos", "seeds", "features", "resamples", "shown")}
+  text = json.dumps([key, shared_by_all], sort_keys=True)
+  path = workdir / "cells" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.pkl"
+  if path.exists():
+    return pickle.loads(path.read_bytes())
+  cell = fill()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(".partial")
+  partial.write_bytes(pickle.dumps(cell))
+  partial.replace(path)
+  return cell
+
+
+def _pictures(cells, config, network, bench, workdir):
+  """One film strip and one video: the rows that the config names, same contexts and noise."""
+  context = bench.clips["video"][: config["shown"], : network.context]
+  rows = {}
+  for name in config["picture"]:
+    new = cells[_known(name, cells)]["shown"][: config["shown"]]
+    rows[name] = np.concatenate([context, new], axis=1)
+  if rows:
+    save_strip(workdir / "picture.png", rows, clip=config["strip"])
+    save_video(workdir / "picture.mp4", grid(rows), generate.frame_rate(network.config))
+
+
+def _known(name, cells):
+  if name not in cells:
+    raise ValueError(f"There is no row {name!r}; the rows are {', '.join(cells)}.")
+  return name
+
+
+if __name__ == "__main__":
+  shared.run(main)
