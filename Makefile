@@ -1,0 +1,57 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. `make parity` holds us
+# against other people's packages. Each sets up what it needs in $(VENV).
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/demo
+BIN := $(VENV)/bin
+comma := ,
+# A CUDA build of jax where there is an NVIDIA GPU, the plain one elsewhere.
+CUDA := $(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)cuda)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# XLA on CPU asks for fresh memory at every step; huge pages make that a quarter cheaper.
+export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+
+.PHONY: help demo test parity lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo     record Doom, train a teacher, distil it, sweep the step count (20 min on two cores)"
+	@echo "make test     everything that needs no accelerator and no torch"
+	@echo "make parity   against diffusers and friends (installs torch)"
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m experiments.pipeline --config=configs/doom/demo.py --workdir=$(WORKDIR)
+
+test: $(VENV)/.test lint
+	$(BIN)/python -m pytest tests --ignore=tests/parity -n 2 --durations=10
+
+parity: $(VENV)/.parity
+	$(BIN)/python -m pytest tests/parity -n 2 --durations=10
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/.base: requirements.txt pyproject.toml
+	@echo "Setting up $(VENV) ..."
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.base
+	$(PIP) -e ".[doom,metrics$(CUDA)]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(PIP) -e ".[doom,metrics,dev]"
+	@touch $@
+
+# torch first and alone: what comes after is then content with the build that is there.
+$(VENV)/.parity: $(VENV)/.test
+	$(PIP) torch==2.13.0
+	$(PIP) -e ".[parity]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
