@@ -16,7 +16,8 @@ Your own videos (no actions; captions from b.txt beside b.mp4, or from captions.
   python -m experiments.record --source=folder --folder=videos --frame_skip=2 --out=datasets/mine
 
 The random policy mostly stares at walls. `explore` runs forward, holds keys for several steps and
-turns where the picture stops changing; the motion of the result is printed and stored.
+turns away before a wall, or where the picture stops changing. The motion of the result, mean |frame
+difference| on 0..255, is printed and stored.
 """
 
 import sys
@@ -67,7 +68,7 @@ def request() -> dict:
 def reusable(wanted: dict) -> bool:
   """Whether --out already holds exactly this; refuses with a sentence if it holds anything else."""
   try:
-    there = builder.describe(FLAGS.out)["request"]
+    there = builder.describe(FLAGS.out).get("request", {})
   except FileNotFoundError:
     return False
   differ = [f"{k}={there.get(k)}" for k in wanted | there if there.get(k) != wanted.get(k)]

@@ -75,6 +75,13 @@ def test_an_interrupted_overwrite_keeps_the_old_dataset(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
+def test_overwriting_never_deletes_what_is_no_dataset(tmp_path):
+  (tmp_path / "precious").write_text("thesis")
+  with pytest.raises(FileExistsError, match="is no dataset, so it is not replaced"):
+    builder.write_dataset(tmp_path, {"train": telling_clips([0])}, {}, overwrite=True)
+  assert (tmp_path / "precious").exists()
+
+
 def test_clips_of_other_shapes_and_empty_splits_are_refused(tmp_path):
   clips = telling_clips([0])
   clips[1] = clips[1] | {"video": clips[1]["video"][:-1]}

@@ -79,12 +79,14 @@ def write_dataset(
     `describe(path)`.
 
   Raises:
-    FileExistsError: something is at `path` and `overwrite` is False.
+    FileExistsError: something is at `path`, and it is no dataset or `overwrite` is False.
     ValueError: a split without clips, or clips of different shapes.
   """
   path = Path(path)
   if path.exists() and not overwrite:
     raise FileExistsError(f"{path} exists: choose another directory or pass overwrite.")
+  if path.exists() and not (path / "dataset_info.json").exists():
+    raise FileExistsError(f"{path} is no dataset, so it is not replaced: choose another directory.")
   partial = path.with_name(path.name + ".partial")
   shutil.rmtree(partial, ignore_errors=True)
   iterators = {split: iter(clips) for split, clips in splits.items()}
