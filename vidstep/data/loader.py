@@ -163,8 +163,8 @@ class _Checked:
     except Exception as error:  # array_record, zlib and protobuf each raise their own
       reason = " ".join(str(error).split())[:200]
       raise ValueError(
-        f"Clip {int(index)} in {self._where} cannot be read ({reason}): the file is damaged or gone; "
-        "record the dataset again with --overwrite."
+        f"Clip {int(index)} in {self._where} cannot be read ({reason}): the file is damaged or "
+        "gone; record the dataset again with --overwrite."
       ) from error
 
 
