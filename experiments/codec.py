@@ -44,11 +44,11 @@ def fit(data, out, patch, channels, whiten=0.5, frames=4096):
   )
   codec.save(out)
   test = to_float(_frames(data, "test", 512))
-  back = jax.jit(lambda x: codec.decode(codec.encode(x)))(test[None])[0]
+  back = np.asarray(jax.jit(lambda x: codec.decode(codec.encode(x)))(test[None]))
   ratio = 3 * patch**2 / channels
   print(
     f"{out}: {patch} x {patch} pixels -> {channels} channels ({ratio:.1f}x smaller), "
-    f"PSNR {float(np.mean(psnr(back, test))):.1f} dB on the test split"
+    f"PSNR {float(np.mean(psnr(back, test[None]))):.1f} dB on the test split"
   )
   return codec
 

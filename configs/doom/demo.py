@@ -4,18 +4,18 @@
   python -m experiments.pipeline --config=configs/doom/demo.py --workdir=runs/demo
 
 Two CPU cores: under 20 minutes. `:gpu` is the same at 64 x 64 x 16 frames with 59M parameters, for
-one GPU. Expected result: results/demo/table.md.
+one GPU; it has not been run yet. Expected result: results/demo/table.md.
 """
 
 from configs import common
 
 CPU = {
-  "record": "--episodes=320 --frames=160 --clip_frames=16",
-  "codec": "--patch=8 --channels=32 --whiten=0.3",
+  "record": "--size=32 --episodes=320 --frames=160 --clip_frames=16",
+  "codec": "--patch=4 --channels=24 --whiten=0.3",
   "minutes": (0.8, 0.3, 6.5, 5, 5),
 }
 GPU = {
-  "record": "--episodes=1600 --frames=256 --clip_frames=32",
+  "record": "--size=64 --episodes=1600 --frames=256 --clip_frames=32",
   "codec": "--patch=4 --channels=16 --whiten=0.3",
   "minutes": (3, 0.5, 10, 10, 10),
 }
@@ -29,15 +29,14 @@ def get_config(arg="cpu"):
   data = "--config.data.path={workdir}/data --config.data.codec={workdir}/codec.npz"
   teacher = "{workdir}/teacher:model:ema"
   networks = (
-    f"--config.networks.teacher={teacher} "
-    "--config.networks.student={workdir}/student:student:ema"
+    f"--config.networks.teacher={teacher} --config.networks.student={{workdir}}/student:student:ema"
   )
   train = "experiments.train --config=configs/doom"
   stages = (
     (
       "data",
       "Recording real Doom with its actions",
-      "experiments.record --source=vizdoom --scenario=health_gathering --size=64 --frame_skip=2 "
+      "experiments.record --source=vizdoom --scenario=health_gathering --frame_skip=2 "
       f"--test_fraction=0.25 {size['record']} --out={{workdir}}/data",
     ),
     (

@@ -2,14 +2,14 @@
 
   python -m experiments.train --config=configs/doom/teacher.py --workdir=runs/demo/teacher
 
-ViZDoom health_gathering at 64 x 64 and 17.5 frames a second: 2 frames and 8 actions in, 6 frames
-out. Latents of the linear codec (8 x 8 pixels -> 32 channels), a 3M-parameter DiT.
+ViZDoom health_gathering at 32 x 32 and 17.5 frames a second: 2 frames and 8 actions in, 6 frames
+out. Latents of the linear codec (4 x 4 pixels -> 24 channels), a 3M-parameter DiT.
 
 Command above; two CPU cores: about 6 minutes. Expected: validation frames that continue the context
 and turn with the keys; see results/demo for the table.
 
-  --config=configs/doom/teacher.py:gpu is the one for a GPU: 14 of 16 frames, 4 x 4 pixels -> 16
-channels, 59M parameters, bfloat16, batch 64.
+  --config=configs/doom/teacher.py:gpu is the one for a GPU: 64 x 64, 14 of 16 frames, 59M
+parameters, bfloat16, batch 64. Not run yet.
 """
 
 from configs import common

@@ -1,10 +1,14 @@
 """Objectives: pure losses over velocity functions, one file each."""
 
 from vidstep.losses.base import Batch, Objective
+from vidstep.losses.dcm import dcm
+from vidstep.losses.dmd2 import dmd2
 from vidstep.losses.flow_matching import flow_matching
 
 OBJECTIVES = {
   "flow_matching": flow_matching,
+  "dcm": dcm,
+  "dmd2": dmd2,
 }
 
-__all__ = ["OBJECTIVES", "Batch", "Objective", "flow_matching"]
+__all__ = ["OBJECTIVES", "Batch", "Objective", "dcm", "dmd2", "flow_matching"]
