@@ -15,10 +15,43 @@ def _samples(a, b):
   return a, b
 
 
-def _root(x):
-  """A matrix R with R'R = cov(x): centred rows, or their triangular factor if that is smaller."""
-  x = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
-  return np.linalg.qr(x, mode="r") if len(x) > x.shape[1] else x
+def _factor(x, rows):
+  """Mean of x[rows], and a matrix R with R'R = cov(x[rows]).
+
+  R holds the centred rows, each distinct one once and weighed by how often it was drawn, or their
+  triangular factor where that is smaller.
+  """
+  rows, counts = np.unique(rows, return_counts=True)
+  total = counts.sum()
+  mean = counts @ x[rows] / total
+  root = np.sqrt(counts / (total - 1))[:, None] * (x[rows] - mean)
+  return mean, np.linalg.qr(root, mode="r") if len(root) > root.shape[1] else root
+
+
+def frechet_of_rows(a, b):
+  """`frechet_distance(a[i], b[j])` as a function of row numbers: for resampling, without copies.
+
+  Rows drawn twice are weighed instead of repeated, which makes a bootstrap sample a third smaller.
+
+  Args:
+    a: [n, d].
+    b: [m, d].
+
+  Returns:
+    Function (i, j), arrays of row numbers -> float.
+
+  Raises:
+    ValueError: on fewer than two rows, different d, NaN.
+  """
+  a, b = _samples(a, b)
+
+  def at(i, j):
+    (mean_a, x), (mean_b, y) = _factor(a, i), _factor(b, j)
+    shift = mean_a - mean_b
+    cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    return max(float(shift @ shift + np.sum(x * x) + np.sum(y * y) - 2 * cross), 0.0)
+
+  return at
 
 
 def frechet_distance(a, b):
@@ -44,11 +77,7 @@ def frechet_distance(a, b):
   Raises:
     ValueError: on fewer than two rows, different d, NaN.
   """
-  a, b = _samples(a, b)
-  shift = a.mean(axis=0) - b.mean(axis=0)
-  x, y = _root(a), _root(b)
-  cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
-  return max(float(shift @ shift + np.sum(x * x) + np.sum(y * y) - 2 * cross), 0.0)
+  return frechet_of_rows(a, b)(np.arange(len(a)), np.arange(len(b)))
 
 
 def frechet_gaussians(mean_a, cov_a, mean_b, cov_b):
@@ -66,6 +95,38 @@ def frechet_gaussians(mean_a, cov_a, mean_b, cov_b):
   cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
   shift = mean_a - mean_b
   return max(float(shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2 * cross), 0.0)
+
+
+def kernel_of_rows(a, b):
+  """`kernel_distance(a[i], b[j])` as a function of row numbers: three Gram matrices, made once.
+
+  Args:
+    a: [n, d].
+    b: [m, d].
+
+  Returns:
+    Function (i, j), arrays of row numbers -> float.
+
+  Raises:
+    ValueError: on fewer than two rows, different d, NaN.
+  """
+  a, b = _samples(a, b)
+
+  def kernel(x, y):
+    s = x @ y.T / x.shape[1] + 1
+    return s * s * s
+
+  aa, bb, ab = kernel(a, a), kernel(b, b), kernel(a, b)
+
+  def within(k, w):
+    n = w.sum()
+    return (w @ k @ w - w @ np.diagonal(k)) / (n * (n - 1))
+
+  def at(i, j):
+    p, q = (np.bincount(r, minlength=len(x)).astype(float) for r, x in ((i, a), (j, b)))
+    return float(within(aa, p) + within(bb, q) - 2 * (p @ ab @ q) / (p.sum() * q.sum()))
+
+  return at
 
 
 def kernel_distance(a, b):
@@ -86,14 +147,4 @@ def kernel_distance(a, b):
   Raises:
     ValueError: on fewer than two rows, different d, NaN.
   """
-  a, b = _samples(a, b)
-
-  def kernel(x, y):
-    s = x @ y.T / x.shape[1] + 1
-    return s * s * s
-
-  def within(x):
-    k = kernel(x, x)
-    return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
-
-  return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+  return kernel_of_rows(a, b)(np.arange(len(a)), np.arange(len(b)))

@@ -22,6 +22,40 @@ class Spread(NamedTuple):
   values: tuple
 
 
+def bootstrap_rows(at, n, m=None, *, seed=0, resamples=200, level=0.95, paired=False):
+  """`bootstrap` of a statistic that is given row numbers instead of rows.
+
+  Args:
+    at: function (i [n], j [m]) -> float; of i alone if m is None.
+    n: rows of the first set.
+    m: rows of the second, or None.
+    seed: of the resampling.
+    resamples: how many.
+    level: coverage.
+    paired: the two sets are drawn with the same numbers.
+
+  Returns:
+    Interval(value, low, high).
+
+  Raises:
+    ValueError: if paired sets differ in length, or resamples or level make no interval.
+  """
+  if resamples < 20 or not 0 < level < 1:
+    raise ValueError(
+      f"an interval needs at least 20 resamples and 0 < level < 1, got {resamples} and {level}."
+    )
+  if paired and n != m:
+    raise ValueError(f"paired=True needs two sets with as many rows each, got {n} and {m}.")
+  rng = np.random.default_rng(seed)
+  values = []
+  for _ in range(resamples):
+    i = rng.integers(n, size=n)
+    values.append(at(i) if m is None else at(i, i if paired else rng.integers(m, size=m)))
+  value = float(at(np.arange(n)) if m is None else at(np.arange(n), np.arange(m)))
+  low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) - np.mean(values)
+  return Interval(value, float(value + low), float(value + high))
+
+
 def bootstrap(fn, a, b=None, seed=0, n=200, *, level=0.95, paired=False):
   """Recentred bootstrap interval of `fn(a, b)`: what another draw of as many clips could have said.
 
@@ -45,19 +79,9 @@ def bootstrap(fn, a, b=None, seed=0, n=200, *, level=0.95, paired=False):
   Raises:
     ValueError: if paired arrays differ in length, or n or level make no interval.
   """
-  if n < 20 or not 0 < level < 1:
-    raise ValueError(f"an interval needs n >= 20 resamples and 0 < level < 1, got {n} and {level}.")
-  if paired and (b is None or len(a) != len(b)):
-    raise ValueError("paired=True needs two arrays with as many rows each.")
-  rng = np.random.default_rng(seed)
-  draw = lambda x: rng.integers(len(x), size=len(x))
-  values = []
-  for _ in range(n):
-    rows = draw(a)
-    values.append(fn(a[rows]) if b is None else fn(a[rows], b[rows if paired else draw(b)]))
-  value = float(fn(a) if b is None else fn(a, b))
-  low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) - np.mean(values)
-  return Interval(value, float(value + low), float(value + high))
+  at = (lambda i: fn(a[i])) if b is None else (lambda i, j: fn(a[i], b[j]))
+  length = None if b is None else len(b)
+  return bootstrap_rows(at, len(a), length, seed=seed, resamples=n, level=level, paired=paired)
 
 
 def bootstrap_difference(fn, first, second, b, seed=0, n=200, *, level=0.95, paired=False):
@@ -85,23 +109,27 @@ def bootstrap_difference(fn, first, second, b, seed=0, n=200, *, level=0.95, pai
   first, second = np.asarray(first), np.asarray(second)
   if first.shape != second.shape:
     raise ValueError(f"a paired difference needs one shape, got {first.shape} and {second.shape}.")
-  both = np.stack([first, second], axis=1)
-  difference = lambda x, y: fn(x[:, 0], y) - fn(x[:, 1], y)
-  return bootstrap(difference, both, b, seed, n, level=level, paired=paired)
+  return bootstrap_rows(
+    lambda i, j: fn(first[i], b[j]) - fn(second[i], b[j]),
+    len(first),
+    len(b),
+    seed=seed,
+    resamples=n,
+    level=level,
+    paired=paired,
+  )
 
 
-def disjoint_distance(fn, a, b, *, size=None, splits=10, seed=0):
-  """`fn` between `size` rows of a and `size` **other** rows of b, over random splits.
+def disjoint_rows(at, n, m, *, size=None, splits=10, seed=0):
+  """A statistic between `size` rows of one set and `size` **other** rows of another, many times.
 
-  Where a and b have as many rows, row i counts as the same clip (or its condition) in both and
-  never stands on both sides. `disjoint_distance(fn, real, real)` is the floor;
-  `disjoint_distance(fn, fake, real)` is what to hold against it: same number of clips, same
-  independence.
+  Where the sets have as many rows, row i counts as the same clip (or its condition) in both and
+  never stands on both sides.
 
   Args:
-    fn: function (x, y) -> float.
-    a: [n, ...].
-    b: [m, ...].
+    at: function (i [size], j [size]) -> float.
+    n: rows of the first set.
+    m: rows of the second.
     size: rows on each side; None for the most that fits.
     splits: number of random splits.
     seed: of the splits.
@@ -112,20 +140,19 @@ def disjoint_distance(fn, a, b, *, size=None, splits=10, seed=0):
   Raises:
     ValueError: if there are not enough rows.
   """
-  together = len(a) == len(b)
-  most = len(a) // 2 if together else min(len(a), len(b))
+  most = n // 2 if n == m else min(n, m)
   size = most if size is None else size
   if not 2 <= size <= most or splits < 2:
     raise ValueError(
-      f"{len(a)} and {len(b)} rows give disjoint subsets of 2 to {most} rows, and splits must be "
-      f">= 2; got size={size}, splits={splits}."
+      f"{n} and {m} rows give disjoint subsets of 2 to {most} rows, and splits must be >= 2; got "
+      f"size={size}, splits={splits}."
     )
   rng = np.random.default_rng(seed)
   values = []
   for _ in range(splits):
-    rows = rng.permutation(len(a))
-    others = rows[size : 2 * size] if together else rng.permutation(len(b))[:size]
-    values.append(float(fn(a[rows[:size]], b[others])))
+    rows = rng.permutation(n)
+    others = rows[size : 2 * size] if n == m else rng.permutation(m)[:size]
+    values.append(float(at(rows[:size], others)))
   return Spread(float(np.mean(values)), float(np.std(values, ddof=1)), size, tuple(values))
 
 
@@ -149,4 +176,6 @@ def real_floor(fn, real, *, size=None, splits=10, seed=0):
   Raises:
     ValueError: if the pool is smaller than two disjoint subsets.
   """
-  return disjoint_distance(fn, real, real, size=size, splits=splits, seed=seed)
+  real = np.asarray(real)
+  at = lambda i, j: fn(real[i], real[j])
+  return disjoint_rows(at, len(real), len(real), size=size, splits=splits, seed=seed)

@@ -3,22 +3,17 @@
 import numpy as np
 
 from vidstep.metrics.describe import Description, describe_clips
-from vidstep.metrics.distribution import frechet_distance, kernel_distance
+from vidstep.metrics.distribution import frechet_distance, frechet_of_rows, kernel_of_rows
 from vidstep.metrics.drift import by_frame, by_window, slope
 from vidstep.metrics.features import pool_frames
-from vidstep.metrics.resampling import (
-  bootstrap,
-  bootstrap_difference,
-  disjoint_distance,
-  real_floor,
-)
+from vidstep.metrics.resampling import bootstrap, bootstrap_rows, disjoint_rows
 
 # Only distances on I3D's Kinetics-400 logits carry the famous names.
 DISTANCES = {
-  "frechet_alexnet_clip": ("alexnet", frechet_distance),
-  "kernel_alexnet_clip": ("alexnet", kernel_distance),
-  "fvd_i3d_k400": ("i3d", frechet_distance),
-  "kvd_i3d_k400": ("i3d", kernel_distance),
+  "frechet_alexnet_clip": ("alexnet", frechet_of_rows),
+  "kernel_alexnet_clip": ("alexnet", kernel_of_rows),
+  "fvd_i3d_k400": ("i3d", frechet_of_rows),
+  "kvd_i3d_k400": ("i3d", kernel_of_rows),
 }
 
 
@@ -46,22 +41,29 @@ def _check(fake, real, paired):
   return n, m
 
 
-def _over_seeds(fn):
-  """Mean of fn over the seed axis of x [n, S, ...] against y [m, 1, ...]."""
-  return lambda x, y: float(np.mean([fn(x[:, s], y[:, 0]) for s in range(x.shape[1])]))
+def _of_rows(distance, fake, real):
+  """One function of row numbers per generation seed; fake [N, S, D], real [M, 1, D]."""
+  return [distance(fake[:, s], real[:, 0]) for s in range(fake.shape[1])]
 
 
-def _distance(fn, fake, real, *, seed, resamples, level, splits, paired):
-  mean = _over_seeds(fn)
-  interval = bootstrap(mean, fake, real, seed, resamples, level=level, paired=paired)
-  by_seed = [fn(fake[:, s], real[:, 0]) for s in range(fake.shape[1])]
+def _mean(functions):
+  return lambda i, j: float(np.mean([at(i, j) for at in functions]))
+
+
+def _distance(distance, fake, real, *, seed, resamples, level, splits, paired):
+  (n, m), at = (len(fake), len(real)), _of_rows(distance, fake, real)
+  interval = bootstrap_rows(
+    _mean(at), n, m, seed=seed, resamples=resamples, level=level, paired=paired
+  )
+  by_seed = [one(np.arange(n), np.arange(m)) for one in at]
   out = interval._asdict() | {"by_seed": by_seed}
   if len(by_seed) > 1:
     out["spread"] = float(np.std(by_seed, ddof=1))
-  size = min(len(fake), len(real) // 2)
+  size = min(n, m // 2)
   if size >= 2:
-    floor = real_floor(mean, real, size=size, splits=splits, seed=seed)
-    matched = disjoint_distance(mean, fake, real, size=size, splits=splits, seed=seed)
+    same = {"size": size, "splits": splits, "seed": seed}
+    floor = disjoint_rows(_mean(_of_rows(distance, real, real)), m, m, **same)
+    matched = disjoint_rows(_mean(at), n, m, **same)
     out["floor"] = {"mean": floor.mean, "std": floor.std, "clips": size, "splits": splits}
     out["at_floor"] = {"mean": matched.mean, "std": matched.std, "clips": size, "splits": splits}
   return out
@@ -90,12 +92,17 @@ def _drift(fake, real, window):
         "real": slope(real.statistics[name][:, 0]),
       }
   if fake.frames is not None:
-    frechet = lambda x, y: _over_seeds(
-      lambda a, b: frechet_distance(pool_frames(a), pool_frames(b))
-    )(np.swapaxes(x, 1, 2), np.swapaxes(y, 1, 2))
-    swap = lambda d: np.swapaxes(d.frames, 1, 2)  # windows are cut from axis 1
-    out["frechet_alexnet_clip"] = by_window(frechet, swap(fake), swap(real), window=window)
+    cut = lambda d: np.swapaxes(d.frames, 1, 2)  # [N, T, S, C]: windows are cut from axis 1
+    out["frechet_alexnet_clip"] = by_window(_frechet_of_frames, cut(fake), cut(real), window=window)
   return out
+
+
+def _frechet_of_frames(fake, real):
+  """Frechet distance of clips given as frame features [N, w, S, C], mean over S."""
+  pooled = pool_frames(real[:, :, 0])
+  return float(
+    np.mean([frechet_distance(pool_frames(fake[:, :, s]), pooled) for s in range(fake.shape[2])])
+  )
 
 
 def evaluate_clips(
@@ -160,12 +167,12 @@ def evaluate_clips(
     "paired": paired,
     **common,
   }
-  for name, (feature, fn) in DISTANCES.items():
+  for name, (feature, distance) in DISTANCES.items():
     if feature in real.features:
       out[name] = _distance(
-        fn,
-        fake.features[feature].astype(np.float64),
-        real.features[feature].astype(np.float64),
+        distance,
+        fake.features[feature],
+        real.features[feature],
         splits=splits,
         paired=paired,
         **common,
@@ -205,15 +212,23 @@ def compare_clips(
   """
   real = _describe(real, features)
   first, second = (_describe(x, tuple(real.features)) for x in (first, second))
-  for fake in (first, second):
-    _check(fake, real, paired)
+  (n, m), (n_second, _) = (_check(fake, real, paired) for fake in (first, second))
+  if n != n_second:
+    raise ValueError(f"paired sets must have as many clips each, got {n} and {n_second}.")
   out = {}
-  for name, (feature, fn) in DISTANCES.items():
+  for name, (feature, distance) in DISTANCES.items():
     if feature not in real.features:
       continue
-    a, b, r = (d.features[feature].astype(np.float64) for d in (first, second, real))
-    interval = bootstrap_difference(
-      _over_seeds(fn), a, b, r, seed, resamples, level=level, paired=paired
+    truth = real.features[feature]
+    one, two = (_mean(_of_rows(distance, d.features[feature], truth)) for d in (first, second))
+    interval = bootstrap_rows(
+      lambda i, j, one=one, two=two: one(i, j) - two(i, j),
+      n,
+      m,
+      seed=seed,
+      resamples=resamples,
+      level=level,
+      paired=paired,
     )
     verdict = "first" if interval.high < 0 else "second" if interval.low > 0 else "tie"
     out[name] = interval._asdict() | {"verdict": verdict}

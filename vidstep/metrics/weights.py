@@ -118,7 +118,7 @@ def load_weights(name):
   source = require(package) / file
   stored = cache_dir() / "weights" / f"{name}-{digest[:16]}.npz"
   try:
-    with np.load(stored, allow_pickle=False) as archive:
+    with stored.open("rb") as file, np.load(file, allow_pickle=False) as archive:
       return _nest({key: archive[key] for key in archive.files})
   except (OSError, ValueError, zipfile.BadZipFile):
     flat = _read_verified(source, digest)
