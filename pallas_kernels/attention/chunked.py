@@ -2,8 +2,10 @@
 
 This is the maths of a kernel, once for each of its functions; `sweep.py` has the loops. Batch and
 heads stay dimensions of the arrays, so that the partitioner may shard them. Inside, arrays are
-`[B, H, N, D]` and row statistics `[B, H, N, 1]`.
+`[B, H, N, D]` and row statistics `[B, H, N, 1]`; `target` is about how wide tiles shall be.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,9 @@ Maybe = jax.Array | None
 _FLOOR = -1e30  # of the running maximum: finite, so that a row without keys gives 0 and not NaN
 
 
-def forward(q: Array, k: Array, v: Array, mask: Mask, *, scale: float) -> tuple[Array, Array]:
+def forward(
+  q: Array, k: Array, v: Array, mask: Mask, *, scale: float, target: int = 128
+) -> tuple[Array, Array]:
   """`o = P v` and `lse`, by an online softmax."""
 
   def step(queries, keys, allowed, carry):
@@ -31,7 +35,7 @@ def forward(q: Array, k: Array, v: Array, mask: Mask, *, scale: float) -> tuple[
     top, total, acc = carry
     return _divide(acc, total).astype(q.dtype), _log_sum_exp(top, total)
 
-  sweep = _sweep(q, k, mask)
+  sweep = Sweep.plan(mask, target)
   o, lse = sweep.by_query(_heads(q), _heads(k, v), _online_init, step, finish)
   return _tokens(o), lse[..., 0]
 
@@ -46,6 +50,7 @@ def forward_tangent(
   mask: Mask,
   *,
   scale: float,
+  target: int = 128,
 ) -> tuple[Array, Array, Array, Array]:
   """What `forward` and `tangent` return, in one sweep over the keys."""
 
@@ -72,7 +77,7 @@ def forward_tangent(
     do = _divide(dacc, total) - dlse * o
     return o.astype(q.dtype), _log_sum_exp(top, total), do.astype(q.dtype), dlse
 
-  sweep = _sweep(q, k, mask)
+  sweep = Sweep.plan(mask, target)
   o, lse, do, dlse = sweep.by_query(_heads(q, dq), _heads(k, v, dk, dv), init, step, finish)
   return _tokens(o), lse[..., 0], _tokens(do), dlse[..., 0]
 
@@ -89,6 +94,7 @@ def tangent(
   mask: Mask,
   *,
   scale: float,
+  target: int = 128,
 ) -> tuple[Array, Array]:
   """`do = H v - rowsum(H) o + P dv` and `dlse = rowsum(H)`, with `H = P * dS`."""
 
@@ -106,7 +112,7 @@ def tangent(
     row, acc = carry
     return (acc - row * o.astype(acc.dtype)).astype(q.dtype), row
 
-  sweep, queries = _sweep(q, k, mask), (*_heads(q, dq, o), lse[..., None])
+  sweep, queries = Sweep.plan(mask, target), (*_heads(q, dq, o), lse[..., None])
   do, dlse = sweep.by_query(queries, _heads(k, v, dk, dv), init, step, finish)
   return _tokens(do), dlse[..., 0]
 
@@ -121,6 +127,7 @@ def backward(
   mask: Mask,
   *,
   scale: float,
+  target: int = 128,
   wanted: tuple[bool, bool, bool],
 ) -> tuple[Maybe, Maybe, Maybe]:
   """`dq = dS k`, `dk = dS' q`, `dv = P' do`, with `dS = scale P * (do v' - delta)`."""
@@ -135,14 +142,10 @@ def backward(
     ds = p * (_dot("bhqd,bhkd->bhqk", do, v) - delta) * scale
     return (_weigh(ds, k) if want_q else None,), (_gather(ds, q) if want_k else None, dv)
 
-  sweep = _sweep(q, k, mask)
+  sweep = Sweep.plan(mask, target)
   queries = (*_heads(q, do), lse[..., None], delta[..., None])
   (dq,), (dk, dv) = sweep.by_key(queries, _heads(k, v), step)
   return tuple(None if x is None else _tokens(x).astype(q.dtype) for x in (dq, dk, dv))
-
-
-def _sweep(q: Array, k: Array, mask: Mask) -> Sweep:
-  return Sweep(mask, 128, 128)
 
 
 # --- one tile ---------------------------------------------------------------------------------
@@ -216,11 +219,17 @@ def _tokens(x):
   return x.swapaxes(1, 2)
 
 
-KERNEL = Kernel(
-  name="xla_chunked",
-  platforms=("cpu", "tpu", "cuda", "rocm"),
-  forward=forward,
-  tangent=tangent,
-  backward=backward,
-  forward_tangent=forward_tangent,
-)
+def _kernel(target: int, *platforms: str) -> Kernel:
+  sized = lambda function: functools.partial(function, target=target)
+  return Kernel(
+    name="xla_chunked",
+    platforms=platforms,
+    forward=sized(forward),
+    tangent=sized(tangent),
+    backward=sized(backward),
+    forward_tangent=sized(forward_tangent),
+  )
+
+
+# A processor wants tiles that fit its cache, an accelerator few and large ones.
+KERNELS = (_kernel(128, "cpu"), _kernel(1024, "tpu", "cuda", "rocm"))

@@ -88,6 +88,12 @@ class Mask:
     """Whether the host knows all attributes."""
     return not isinstance(self.q_info, jax.Array) and not isinstance(self.k_info, jax.Array)
 
+  @property
+  def batch(self) -> int:
+    """How many samples the attributes tell apart: 1 or B."""
+    infos = [getattr(x, "value", x) for x in (self.q_info, self.k_info) if x is not None]
+    return max((len(x) for x in infos), default=1)
+
   def tiles(self, block_q: int, block_k: int) -> TileMap:
     """The tiles of size `block_q x block_k` that hold an allowed pair.
 
@@ -110,6 +116,11 @@ class Mask:
       raise ValueError("pairs are counted on the host: give the attributes as NumPy arrays.")
     return int(tile_counts(self, self.q_len, self.k_len).sum())
 
+  def coverage(self, block_q: int, block_k: int) -> np.ndarray:
+    """The share of allowed pairs in every tile: float64 `[Tq, Tk]`, for pictures."""
+    area = np.outer(_sizes(self.q_len, block_q), _sizes(self.k_len, block_k))
+    return tile_counts(self, block_q, block_k) / (self.batch * area)
+
   def dense(self) -> Any:
     """The rule on all pairs: bool `[B or 1, q_len, k_len]`; None without a rule."""
     if self.rule is None:
@@ -126,7 +137,7 @@ def tile_counts(mask: Mask, block_q: int, block_k: int) -> np.ndarray:
     return np.outer(_sizes(mask.q_len, block_q), _sizes(mask.k_len, block_k))
   counts = np.zeros((tiles_q, tiles_k), np.int64)
   q_info, k_info = mask.q_info.value, mask.k_info.value
-  for b in range(max(len(q_info), len(k_info))):
+  for b in range(mask.batch):
     q_runs = _runs(q_info[b % len(q_info)], block_q)
     k_size, k_tile, k_fields = _runs(k_info[b % len(k_info)], block_k)
     rows = max(_BLOCK // len(k_size), 1)
@@ -144,8 +155,7 @@ def tile_counts(mask: Mask, block_q: int, block_k: int) -> np.ndarray:
 @functools.lru_cache(maxsize=256)
 def _tile_map(mask: Mask, block_q: int, block_k: int) -> TileMap:
   counts = tile_counts(mask, block_q, block_k)
-  batch = 1 if mask.rule is None else max(len(mask.q_info.value), len(mask.k_info.value))
-  return _lists(counts > 0, counts == batch * block_q * block_k)
+  return _lists(counts > 0, counts == mask.batch * block_q * block_k)
 
 
 def _lists(needed: np.ndarray, full: np.ndarray) -> TileMap:

@@ -5,14 +5,16 @@ A tile function sees query-side arrays `[B, H, block_q, ...]`, key-side arrays
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from pallas_kernels.attention.mask import Mask, TileMap
+from pallas_kernels.attention.mask import HostArray, Mask, TileMap
 
 Arrays = tuple[jax.Array | None, ...]
 _UNROLL = 4  # as many tiles are written out; more become a loop
@@ -32,8 +34,22 @@ class Sweep:
   block_q: int
   block_k: int
 
+  @classmethod
+  def plan(cls, mask: Mask, target: int) -> "Sweep":
+    """Chooses tile sizes near `target` that cut where the attributes change, if that pays."""
+    sizes_q = _sizes(mask.q_len, mask.q_info, target)
+    sizes_k = _sizes(mask.k_len, mask.k_info, target)
+    return min((cls(mask, bq, bk) for bq in sizes_q for bk in sizes_k), key=cls._cost)
+
+  def _cost(self) -> float:
+    """Pairs computed; those under a mask cost an eighth more, a tile by itself a thousand."""
+    count, full = self.tiles.k_count.sum(), self.tiles.k_full.sum()
+    pairs = self.block_q * self.block_k
+    return count * (pairs + 1000) + (count - full) * pairs / 8
+
   @property
   def tiles(self) -> TileMap:
+    """The tiles to touch."""
     return self.mask.tiles(self.block_q, self.block_k)
 
   def by_query(
@@ -129,6 +145,18 @@ class Sweep:
       k = [k[:, f, None, None, :] for f in range(k.shape[1])]
       allowed = self.mask.rule(q, k) & allowed
     return jnp.broadcast_to(allowed, (*allowed.shape[:2], self.block_q, self.block_k))
+
+
+def _sizes(length: int, info: Any, target: int) -> set[int]:
+  """Tile sizes worth trying: the target, an even split, a part or multiple of the runs' gcd."""
+  split = lambda n: -(-n // max(round(n / target), 1))
+  sizes = {split(length)}
+  if isinstance(info, HostArray):
+    sizes |= {target}
+    cuts = np.flatnonzero(np.any(info.value[..., 1:] != info.value[..., :-1], axis=(0, 1))) + 1
+    step = math.gcd(length, *cuts.tolist())
+    sizes |= {split(step) if step > target else step * round(target / step)}
+  return {min(size, length) for size in sizes}
 
 
 def _pad(arrays: Any, block: int) -> Any:

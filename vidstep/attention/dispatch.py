@@ -6,17 +6,8 @@ import functools
 import jax
 
 from pallas_kernels.attention import KERNELS, HostArray, Kernel, Mask
-from vidstep.masks import Rule, TokenInfo
-
-
-@dataclasses.dataclass(frozen=True)
-class FieldRule:
-  """A rule as kernels call it: on plain sequences of fields instead of `TokenInfo`."""
-
-  rule: Rule
-
-  def __call__(self, q, k):
-    return self.rule(TokenInfo(*q), TokenInfo(*k))
+from vidstep.masks import Rule
+from vidstep.masks.plan import FieldRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +54,10 @@ def pick(mode: str, platform: str | None, spec: Spec, x: list[jax.Array]) -> Ker
     ValueError: for a name that no kernel has.
     NotImplementedError: with the reason of the kernel asked for, or the reasons of all.
   """
-  if spec.implementation not in (None, *KERNELS):
-    raise ValueError(
-      f"implementation={spec.implementation!r}: choose from {['xla', *KERNELS]}, or None."
-    )
-  kernels = [k for k in KERNELS.values() if spec.implementation in (None, k.name)]
+  kernels = [k for k in KERNELS if spec.implementation in (None, k.name)]
+  if not kernels:
+    names = sorted({"xla", *(k.name for k in KERNELS)})
+    raise ValueError(f"implementation={spec.implementation!r}: choose from {names}, or None.")
   reasons = []
   for kernel in kernels:
     if spec.implementation is None and kernel.experimental:

@@ -9,6 +9,7 @@ from pallas_kernels.attention import HostArray, reference
 from vidstep.attention.dispatch import Spec, pick
 from vidstep.attention.primitives import attention_with_lse
 from vidstep.masks import Full, Rule, TokenInfo
+from vidstep.masks.plan import pack_info
 
 
 def attention(
@@ -88,14 +89,11 @@ def _check(q: jax.Array, k: jax.Array, v: jax.Array):
 
 
 def _pack(name: str, info: TokenInfo, x: jax.Array, static: bool) -> HostArray | jax.Array:
-  """Attributes as one int32 array `[B or 1, 4, N]`."""
-  xp = np if static else jnp
-  fields = [xp.asarray(field).astype(xp.int32) for field in info]
-  fields = [field[None] if field.ndim == 1 else field for field in fields]
-  if any(f.ndim != 2 or f.shape[1] != x.shape[1] or len(f) not in (1, len(x)) for f in fields):
+  fields = pack_info(info, static)
+  shape = fields.value.shape if static else fields.shape
+  if shape[2] != x.shape[1] or shape[0] not in (1, x.shape[0]):
     raise ValueError(
       f"{name} has fields of shape {[np.shape(f) for f in info]} for {x.shape[:2]} tokens; "
       "give one entry a token, [N] or [B, N] (TokenInfo.tokens repeats those of frames)."
     )
-  fields = xp.stack(xp.broadcast_arrays(*fields), axis=1)
-  return HostArray(fields) if static else fields
+  return fields

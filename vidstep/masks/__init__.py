@@ -1,9 +1,11 @@
 """Who may attend to whom: rules over token attributes.
 
 A mask is a *rule* (`rules.py`), a static, hashable function of two tokens' attributes; the
-attributes are arrays (`info.py`).
+attributes are arrays (`info.py`). Where they are NumPy arrays the host counts pairs and plans tiles
+(`plan.py`), and draws (`draw.py`).
 """
 
+from vidstep.masks.draw import draw
 from vidstep.masks.info import (
   CLEAN,
   NOISY,
@@ -13,6 +15,7 @@ from vidstep.masks.info import (
   teacher_forcing_info,
   token_info,
 )
+from vidstep.masks.plan import dense, density, pairs, tile_map
 from vidstep.masks.rules import (
   CausalChunks,
   CausalFrames,
@@ -40,6 +43,11 @@ __all__ = [
   "Window",
   "chunk_index",
   "concat_info",
+  "dense",
+  "density",
+  "draw",
+  "pairs",
   "teacher_forcing_info",
+  "tile_map",
   "token_info",
 ]
