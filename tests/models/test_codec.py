@@ -16,7 +16,7 @@ def frames():
 
 def patches(frames, p):
   """[n, p*p*3] by explicit loops, float64."""
-  n, h, w, _ = frames.shape
+  _, h, w, _ = frames.shape
   cut = [
     frame[y : y + p, x : x + p].reshape(-1)
     for frame in frames.astype(np.float64)
