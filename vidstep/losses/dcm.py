@@ -1,4 +1,4 @@
-"""Discrete consistency distillation: neighbours on the teacher's path share one endpoint."""
+"""Discrete consistency distillation: jumps to x0 agree along the teacher's trajectory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,60 +15,99 @@ def dcm(
   velocity: Velocity,
   teacher: Velocity,
   *,
-  grid: int = 48,
+  steps: int = 48,
   skip: int = 1,
   shift: float = 3.0,
-  chunk: int | None = None,
+  solver: str = "euler",
   guidance: float = 1.0,
   unconditional: Callable[[Any], Any] | None = None,
+  target: str = "self",
+  distance: str = "mse",
+  scale: float = 1.0,
+  chunk: int | None = None,
 ) -> Objective:
-  """Discrete consistency distillation (Song et al. 2023; the dCM of Causal-rCM, section 2.4 there).
+  """Consistency distillation on a grid (Song et al. 2023, alg. 2; TF-dCM of Causal-rCM).
 
-      t_i = shift_time(i / grid),   x_{t'} = x_t - (t - t') v_teacher(x_t, t),   t' = t_{i - skip}
-      E mean |f_theta(x_t, t) - sg f_theta(x_{t'}, t')|^2,   f(x, t) = x - t v(x, t)
+      s ~ U(0, 1],  t0 = shift(s),  t1 = shift(max(s - skip / steps, 0))
+      x_t1 = x_t0 - (t0 - t1) v_T(x_t0, t0)          one solver step of the guided teacher
+      L = E scale d(f(x_t0, t0), sg f'(x_t1, t1)),   f(x, t) = x - t v_theta(x, t)
 
-  with i uniform on skip .. grid and sg = stop_gradient: the target is the student itself, without
-  a moving average. At t' = 0 the target is the teacher's endpoint, exactly. The optimum is the
-  composition of the teacher's Euler steps, which is the flow's endpoint only as grid grows.
+  Its optimum is the *discretised* flow: f(x, t0) is where the teacher's solver ends when it walks
+  the grid from t0, s falling by `skip / steps` at a time. The distance to the true consistency
+  function shrinks with `steps / skip`; the loss is 0 at the optimum, for each sample.
+
+  f(x, 0) = x holds for any network, so in the last interval the target is exactly the teacher's
+  own jump to x0 and anchors all others. Public code draws s above `skip / steps` only, which leaves
+  that interval, and with it the anchor, to the initialisation.
 
   Args:
-    velocity: of the student, `velocity(params, x [B, F, H, W, C], t [B] or [B, F], cond) -> v`.
-    teacher: of the frozen teacher.
-    grid: number of intervals of the time grid.
-    skip: intervals that one teacher step spans; divides nothing, 1 <= skip <= grid.
+    velocity: the student, `velocity(params, x [B, F, H, W, C], t [B] or [B, F], cond) -> v`.
+    teacher: the teacher, same signature.
+    steps: grid intervals in [0, 1].
+    skip: grid intervals that one teacher step covers.
     shift: time shift of the grid.
-    chunk: number of frames that share a time; None: all.
-    guidance: weight of the teacher's guidance, `v_u + w (v_c - v_u)`; 1 is none.
-    unconditional: cond -> cond without the condition, for guidance.
+    solver: "euler" (one teacher evaluation a step) or "heun" (two, second order).
+    guidance: the teacher's, `v_u + w (v_c - v_u)`; 1 is none. It ends up in the student.
+    unconditional: cond -> cond for the guidance (`vidstep.models.null_cond`).
+    target: whose f' is the target: "self" (the student's own weights, as rCM and iCT do) or "ema"
+      (its moving average, `nets["student.ema"]`).
+    distance: "mse", or "pseudo_huber" = `sqrt(mse + c^2) - c` with c = 0.00054, which is iCT's in
+      a form that does not depend on the size of the video.
+    scale: factor on the loss.
+    chunk: number of frames that share a time; None: all (as teacher forcing does too).
 
   Returns:
-    Objective with role "student", frozen "teacher".
+    Objective with the role "student", the frozen "teacher" and the metrics `loss` and `loss_t0` ..
+    `loss_t3` (distance by quarter of t0).
 
   Raises:
-    ValueError: if skip is not in 1 .. grid, or guidance lacks `unconditional`.
+    ValueError: on an unknown solver, target or distance, a skip outside 1 .. steps, or guidance
+      without `unconditional`.
   """
-  if not 1 <= skip <= grid:
-    raise ValueError(f"skip={skip} must be one of 1 .. grid={grid}.")
+  _check_choice("solver", solver, ("euler", "heun"))
+  _check_choice("target", target, ("self", "ema"))
+  _check_choice("distance", distance, tuple(DISTANCES))
+  if not 1 <= skip <= steps:
+    raise ValueError(f"skip must be between 1 and steps={steps}, got {skip}.")
+  time = paths.Uniform(shift)
   teacher = parts.apply_guidance(teacher, guidance, unconditional)
-  endpoint = lambda params, x, t, cond: paths.x0_from_v(
-    x, parts.wide(velocity(params, x, t, cond)), t
-  )
+
+  def teacher_step(params, x, t0, t1, cond):
+    dt = paths.expand(t0 - t1, x)
+    v = parts.wide(teacher(params, x, t0, cond))
+    if solver == "heun":
+      v = (v + parts.wide(teacher(params, x - dt * v, t1, cond))) / 2
+    return x - dt * v
+
+  def jump(params, x, t, cond):
+    return paths.x0_from_v(x, parts.wide(velocity(params, x, t, cond)), t)
 
   def loss(trainable, nets, aux, batch, key, step):
     del step
     time_key, noise_key = jax.random.split(key)
-    x0, cond = parts.wide(batch.x0), batch.cond
-    u = parts.draw_times(paths.Uniform(), time_key, x0, chunk)
-    index = skip + jnp.floor(u * (grid - skip + 1)).astype(jnp.int32)
-    t, earlier = (
-      paths.shift_time(i.astype(jnp.float32) / grid, shift) for i in (index, index - skip)
-    )
-    x_t = paths.interpolate(x0, parts.noise_like(noise_key, x0), t)
-    v = parts.wide(teacher(network(nets, "teacher"), x_t, t, cond))
-    target = endpoint(trainable, x_t - paths.expand(t - earlier, x_t) * v, earlier, cond)
-    error = (endpoint(trainable, x_t, t, cond) - jax.lax.stop_gradient(target)) ** 2
-    error = parts.mean_like(error, t)
-    value = jnp.mean(error)
-    return value, ({"loss": value, **parts.by_time("loss", error, t, paths.Uniform(shift))}, aux)
+    x0 = parts.wide(batch.x0)
+    s = 1 - parts.draw_times(parts.UNIFORM, time_key, x0, chunk)
+    t0, t1 = time.icdf(s), time.icdf(jnp.maximum(s - skip / steps, 0))
+    x_t0 = paths.interpolate(x0, parts.noise_like(noise_key, x0), t0)
+    x_t1 = teacher_step(network(nets, "teacher"), x_t0, t0, t1, batch.cond)
+    other = trainable if target == "self" else network(nets, "student.ema")
+    goal = jax.lax.stop_gradient(jump(other, x_t1, t1, batch.cond))
+    error = jump(trainable, x_t0, t0, batch.cond) - goal
+    error = DISTANCES[distance](parts.mean_like(error**2, t0))
+    value = scale * jnp.mean(error)
+    return value, ({"loss": value, **parts.by_time("loss", error, t0, time)}, aux)
 
   return Objective(roles=("student",), loss={"student": loss}, frozen=("teacher",))
+
+
+def _pseudo_huber(mse, c=0.00054):
+  # = sqrt(mse + c^2) - c, without the cancellation, and with a gradient at 0.
+  return mse / (jnp.sqrt(mse + c**2) + c)
+
+
+DISTANCES = {"mse": lambda mse: mse, "pseudo_huber": _pseudo_huber}
+
+
+def _check_choice(name, value, choices):
+  if value not in choices:
+    raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")

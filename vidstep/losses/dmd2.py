@@ -1,7 +1,6 @@
-"""DMD2-style distribution matching: a few-step generator steered by the gap between two scores."""
+"""Distribution matching (DMD2): samples move along the gap between fake and teacher score."""
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,9 +8,11 @@ import jax.numpy as jnp
 
 from vidstep import paths
 from vidstep.losses import parts
-from vidstep.losses.base import Objective, Velocity, network
+from vidstep.losses.base import Batch, Objective, Velocity, network
 
-MIN_NORMALISER = 1e-5
+TIME = paths.Uniform(5.0)
+# A generator: (params, batch, key) -> x0, shaped like batch.x0 and differentiable in params.
+Generate = Callable[[Any, Batch, jax.Array], jax.Array]
 
 
 def dmd2(
@@ -19,102 +20,175 @@ def dmd2(
   teacher: Velocity,
   fake: Velocity,
   *,
-  times: tuple[float, ...] = (1.0, 15 / 16, 5 / 6, 5 / 8),
+  times: Sequence[float] = (1.0, 15 / 16, 5 / 6, 5 / 8),
+  time=TIME,
   ratio: int = 5,
-  time=paths.Uniform(5.0),
-  fake_time=paths.Uniform(),
   guidance: float = 1.0,
   unconditional: Callable[[Any], Any] | None = None,
+  scale: float = 1.0,
 ) -> Objective:
-  """Distribution matching distillation (Yin et al. 2024, DMD2), without its optional GAN.
+  """DMD2 without its GAN (Yin et al. 2024b, sections 4.2, 4.3 and 4.5; normaliser as in rCM).
 
-  Two roles. The generator ("student") makes videos in n steps; the fake score ("fake") is trained
-  on them, so that at a noised sample x_t = (1 - t) x0 + t eps the difference of the two denoisers
-  is the gradient of KL(student || teacher), smoothed by the noise:
-
-      student:  mean |x0 - sg[x0 - (f_fake(x_t) - f_teacher(x_t)) / mean |x0 - f_teacher(x_t)|]|^2
-      fake:     mean |v_fake(x_t, t) - (eps - x0)|^2
-
-  with f = x_t - t v and sg = stop_gradient; the normaliser is a number for each sample, at least
-  1e-5. Samples come from backward simulation: noise at times[0]; jump to x0, re-noise to the next
-  time, n times in all, n uniform on 1 .. len(times). Only the last jump carries a gradient, and
-  the n - 1 before it are not computed twice. Steps alternate (`due`): the student is updated at
-  every `ratio`-th step, the fake score at all others (two time-scale update rule).
-
-  Start all three networks from the teacher. Its optimum: the student's samples have the teacher's
-  distribution. Public trainers stop early, as motion and diversity fade with long training.
+  `distribution_matching` of the samples of `backward_simulation`: the student is trained on the
+  inputs that it meets when it samples, in 1 .. len(times) steps in turn.
 
   Args:
-    velocity: of the student, `velocity(params, x [B, F, H, W, C], t [B], cond) -> v`.
-    teacher: of the frozen teacher.
-    fake: of the fake score.
-    times: the student's few-step list, falling from 1; sample it with `timestep_list`.
-    ratio: steps for one update of the student, the others train the fake score; 2 or more.
-    time: sampler of t in the student's loss (rCM: `Uniform(5)` for video).
-    fake_time: sampler of t in the fake score's loss.
-    guidance: weight of the teacher's guidance, `v_u + w (v_c - v_u)`; 1 is none.
-    unconditional: cond -> cond without the condition, for guidance.
+    velocity: the student, `velocity(params, x [B, F, H, W, C], t [B], cond) -> v`.
+    teacher: frozen, same signature.
+    fake: learns the score of the student's samples; start it from the teacher's weights.
+    times: the student's times, from 1 downwards; n steps use the first n.
+    time: sampler of the noise level at which the distributions are compared.
+    ratio: the student is updated at every ratio-th step, the fake at all others.
+    guidance: the teacher's, `v_u + w (v_c - v_u)`; 1 is none.
+    unconditional: cond -> cond for the guidance.
+    scale: factor on the student's loss.
 
   Returns:
-    Objective with roles "student" and "fake", frozen "teacher".
-
-  Raises:
-    ValueError: if times do not fall within (0, 1], ratio < 2, or guidance lacks `unconditional`.
+    Objective with the roles "student" and "fake" and the frozen "teacher"; for its metrics and
+    errors see `distribution_matching`.
   """
-  times = tuple(float(t) for t in times)
-  falling = all(a > b for a, b in itertools.pairwise(times))
-  if not (times and falling and times[-1] > 0 and times[0] <= 1):
-    raise ValueError(f"times must fall within (0, 1], from noise towards data, got {times}.")
-  if ratio < 2:
-    raise ValueError(f"ratio={ratio} leaves no step to the fake score: give 2 or more.")
-  teacher = parts.apply_guidance(teacher, guidance, unconditional)
-  denoise = lambda net, params, x, t, cond: paths.x0_from_v(
-    x, parts.wide(net(params, x, t, cond)), t
+  return distribution_matching(
+    backward_simulation(velocity, times),
+    teacher,
+    fake,
+    time=time,
+    ratio=ratio,
+    guidance=guidance,
+    unconditional=unconditional,
+    scale=scale,
   )
 
+
+def backward_simulation(velocity: Velocity, times: Sequence[float]) -> Generate:
+  """Few-step sampling with gradients through its last step (DMD2, section 4.5).
+
+      n ~ U{1 .. N} for the whole batch,   x = eps_1
+      f = x - t_i v(x, t_i),   x = (1 - t_{i+1}) f + t_{i+1} eps_{i+1}     i = 1 .. n-1, no gradient
+      x0 = x - t_n v(x, t_n)                                               with gradient
+
+  Only the n forwards that are needed are executed, and the program holds two, whatever N is.
+
+  Args:
+    velocity: the student.
+    times: t_1 = 1 > t_2 > ... > t_N > 0.
+
+  Returns:
+    `generate(params, batch, key) -> x0`; of `batch.x0` only the shape is used.
+
+  Raises:
+    ValueError: if times do not start at 1 and fall strictly, staying positive.
+  """
+  times = tuple(float(t) for t in times)
+  falling = all(a > b for a, b in zip(times, (*times[1:], 0.0), strict=True))
+  if not times or times[0] != 1 or not falling:
+    raise ValueError(f"times must start at 1 and fall strictly, staying positive, got {times}.")
+
   def generate(params, batch, key):
-    """A video of every sample, after a number of steps that is drawn for the whole batch."""
-    steps_key, noise_key = jax.random.split(key)
-    steps = jax.random.randint(steps_key, (), 1, len(times) + 1)
-    noise = lambda i: parts.noise_like(jax.random.fold_in(noise_key, i), batch.x0)
-    at = lambda i: jnp.full(batch.x0.shape[:1], jnp.asarray(times, jnp.float32)[i])
-    still = jax.lax.stop_gradient(params)
+    depth_key, noise_key = jax.random.split(key)
+    shape = batch.x0.shape
+    grid = jnp.asarray(times, jnp.float32)
 
-    def jump(i, x):
-      x0 = denoise(velocity, still, x, at(i), batch.cond)
-      return paths.interpolate(x0, noise(i + 1), at(i + 1))
+    def noise(i):
+      return parts.noise_like(jax.random.fold_in(noise_key, i), batch.x0)
 
-    x = jax.lax.stop_gradient(jax.lax.fori_loop(0, steps - 1, jump, noise(0)))
-    return denoise(velocity, params, x, at(steps - 1), batch.cond)
+    def jump(params, x, i):
+      t = jnp.broadcast_to(grid[i], shape[:1])
+      return paths.x0_from_v(x, parts.wide(velocity(params, x, t, batch.cond)), t)
+
+    def step(i, x):
+      return paths.interpolate(jump(jax.lax.stop_gradient(params), x, i), noise(i + 1), grid[i + 1])
+
+    x, last = noise(0), jnp.int32(0)
+    if len(times) > 1:
+      last = jax.random.randint(depth_key, (), 0, len(times), jnp.int32)
+      x = jax.lax.fori_loop(0, last, step, x)
+    return jump(params, jax.lax.stop_gradient(x), last)
+
+  return generate
+
+
+def distribution_matching(
+  generate: Generate,
+  teacher: Velocity,
+  fake: Velocity,
+  *,
+  time=TIME,
+  ratio: int = 5,
+  guidance: float = 1.0,
+  unconditional: Callable[[Any], Any] | None = None,
+  scale: float = 1.0,
+) -> Objective:
+  """Matches the distribution of any generator to the teacher's (Yin et al. 2024a, 2024b).
+
+      student   E scale mean |x0 - sg[x0 - (f_fake(x_t, t) - f_T(x_t, t)) / n]|^2
+                n = max(mean |x0 - f_T|, 1e-5), a number for each sample
+      fake      E mean |v_fake(x_t, t) - (eps - sg x0)|^2
+      with      x0 = generate(theta),  x_t = (1 - t) sg x0 + t eps,  f(x, t) = x - t v(x, t)
+
+  With the fake at its optimum, f_fake - f_T = t^2 / (1 - t) (s_fake - s_T): the student descends a
+  weighted KL(student | teacher) over noise levels. Its optimum is the teacher's distribution (with
+  guidance 1), where f_fake = f_T. The value of the student's loss says nothing: watch `gap`.
+
+  Self-forcing and the like are this with another generator.
+
+  Args:
+    generate: `generate(params, batch, key) -> x0`.
+    teacher: frozen velocity.
+    fake: velocity that learns the generator's distribution; start it from the teacher's weights.
+    time: sampler of t.
+    ratio: the student is updated at every ratio-th step (the last of each group, so that the fake
+      leads), the fake at all others.
+    guidance: the teacher's; the fake has none.
+    unconditional: cond -> cond for the guidance.
+    scale: factor on the student's loss.
+
+  Returns:
+    Objective with the roles "student" and "fake" and the frozen "teacher". Metrics of the student:
+    `loss`, `gap` = mean |f_fake - f_T| / n, `gap_t0` .. `gap_t3` by quarter of time, `normalizer`.
+    Of the fake: `loss`, `loss_t0` .. `loss_t3`.
+
+  Raises:
+    ValueError: if ratio < 2, or guidance comes without `unconditional`.
+  """
+  if ratio < 2:
+    raise ValueError(f"ratio must be at least 2 (one update of the student in 2), got {ratio}.")
+  teacher = parts.apply_guidance(teacher, guidance, unconditional)
+
+  def diffuse(x0, key):
+    time_key, noise_key = jax.random.split(key)
+    t = parts.draw_times(time, time_key, x0)
+    eps = parts.noise_like(noise_key, x0)
+    return paths.interpolate(x0, eps, t), t, eps
 
   def student_loss(trainable, nets, aux, batch, key, step):
     del step
-    sample_key, time_key, noise_key = jax.random.split(key, 3)
-    x0 = generate(trainable, batch, sample_key)
-    t = time.sample(time_key, x0.shape[:1])
-    x_t = jax.lax.stop_gradient(paths.interpolate(x0, parts.noise_like(noise_key, x0), t))
-    real = denoise(teacher, network(nets, "teacher"), x_t, t, batch.cond)
-    gap = denoise(fake, network(nets, "fake"), x_t, t, batch.cond) - real
-    normaliser = parts.mean_like(jnp.abs(x0 - real), t)
-    gap = gap / paths.expand(jnp.maximum(normaliser, MIN_NORMALISER), gap)
-    value = jnp.mean((x0 - jax.lax.stop_gradient(x0 - gap)) ** 2)
-    metrics = {"loss": value, "normaliser": jnp.mean(normaliser)}
-    return value, (metrics | parts.by_time("gap", parts.mean_like(jnp.abs(gap), t), t, time), aux)
+    generate_key, diffuse_key = jax.random.split(key)
+    x0 = parts.wide(generate(trainable, batch, generate_key))
+    x_t, t, _ = diffuse(jax.lax.stop_gradient(x0), diffuse_key)
+    v_fake = parts.wide(fake(network(nets, "fake"), x_t, t, batch.cond))
+    v_teacher = parts.wide(teacher(network(nets, "teacher"), x_t, t, batch.cond))
+    x0_fake, x0_teacher = paths.x0_from_v(x_t, v_fake, t), paths.x0_from_v(x_t, v_teacher, t)
+    size = jnp.maximum(parts.mean_like(jnp.abs(x0 - x0_teacher), t), 1e-5)
+    direction = (x0_fake - x0_teacher) / paths.expand(size, x0)
+    value = scale * jnp.mean((x0 - jax.lax.stop_gradient(x0 - direction)) ** 2)
+    gap = parts.mean_like(jnp.abs(direction), t)
+    metrics = {"loss": value, "gap": jnp.mean(gap), "normalizer": jnp.mean(size)}
+    return value, ({**metrics, **parts.by_time("gap", gap, t, time)}, aux)
 
   def fake_loss(trainable, nets, aux, batch, key, step):
     del step
-    sample_key, time_key, noise_key = jax.random.split(key, 3)
-    x0 = jax.lax.stop_gradient(generate(network(nets, "student"), batch, sample_key))
-    t = fake_time.sample(time_key, x0.shape[:1])
-    eps = parts.noise_like(noise_key, x0)
-    v = parts.wide(fake(trainable, paths.interpolate(x0, eps, t), t, batch.cond))
+    generate_key, diffuse_key = jax.random.split(key)
+    x0 = jax.lax.stop_gradient(generate(network(nets, "student"), batch, generate_key))
+    x0 = parts.wide(x0)
+    x_t, t, eps = diffuse(x0, diffuse_key)
+    v = parts.wide(fake(trainable, x_t, t, batch.cond))
     error = parts.mean_like((v - paths.velocity(x0, eps)) ** 2, t)
     value = jnp.mean(error)
-    return value, ({"loss": value, **parts.by_time("loss", error, t, fake_time)}, aux)
+    return value, ({"loss": value, **parts.by_time("loss", error, t, time)}, aux)
 
   return Objective(
     roles=("student", "fake"),
     loss={"student": student_loss, "fake": fake_loss},
-    due=lambda step: ("student",) if step % ratio == ratio - 1 else ("fake",),
+    due=lambda step: ("student",) if (step + 1) % ratio == 0 else ("fake",),
     frozen=("teacher",),
   )
