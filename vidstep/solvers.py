@@ -106,7 +106,12 @@ def dpmpp_2m(times):
 
 
 def dpmpp_3m(times):
-  """DPM-Solver++(3M), data prediction, multistep order 3 (Lu et al. 2022, appendix B)."""
+  """DPM-Solver++(3M), data prediction, as its authors and everyone since implement it.
+
+  The curvature term enters with half of the weight that the third order asks for (the authors' own
+  single-step solver has the missing 2), so the order is 2, with a smaller error than 2M. Kept as
+  published, since this is what the name means in every other package; UniPC has the order.
+  """
   return _dpmpp(3, times)
 
 

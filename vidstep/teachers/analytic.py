@@ -59,6 +59,7 @@ def causal(fn, chunk=1):
   return chunked
 
 
+@gaussian.full_precision
 def fit(x):
   """Mean `[D]` and unbiased covariance `[D, D]` of samples `[N, ...]`, flattened to `[N, D]`."""
   x = x.reshape(x.shape[0], -1)
@@ -66,6 +67,7 @@ def fit(x):
   return x.mean(axis=0), off.T @ off / (x.shape[0] - 1)
 
 
+@gaussian.full_precision
 def gaussian_frechet(mean_a, cov_a, mean_b, cov_b):
   """Frechet distance of two Gaussians, the square of `wasserstein` (Dowson and Landau 1982).
 
@@ -78,7 +80,7 @@ def gaussian_frechet(mean_a, cov_a, mean_b, cov_b):
     cov_b: `[D, D]`.
   """
   lam, u = jnp.linalg.eigh(cov_a)
-  root = (u * jnp.sqrt(jnp.maximum(lam, 0))) @ u.T
+  root = (u * jnp.sqrt(jnp.maximum(lam, 0))[None]) @ u.T
   cross = jnp.linalg.eigvalsh(root @ cov_b @ root)
   bures = jnp.trace(cov_a) + jnp.trace(cov_b) - 2 * jnp.sqrt(jnp.maximum(cross, 0)).sum()
   return jnp.sum((mean_a - mean_b) ** 2) + jnp.maximum(bures, 0)

@@ -10,6 +10,7 @@ given its first frames. All functions take `(params, x, t, cond)` like any netwo
 frames that precede x. Precision follows x: float64 in, float64 out.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.struct
@@ -18,6 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidstep.models.cond import Cond
+
+
+def full_precision(fn):
+  """Runs fn with float32 matrix products everywhere: accelerators would round them to 10 bits."""
+
+  @functools.wraps(fn)
+  def wrapped(*args, **kwargs):
+    with jax.default_matmul_precision("highest"):
+      return fn(*args, **kwargs)
+
+  return wrapped
 
 
 @flax.struct.dataclass
@@ -93,6 +105,7 @@ def _push(params, actions, batch, frames):
   return push + params.drift[None, None]
 
 
+@full_precision
 def moments(params, batch, frames, actions=None):
   """Mean and covariance of whole clips.
 
@@ -132,6 +145,7 @@ class Law(NamedTuple):
   u: jax.Array
 
 
+@full_precision
 def law(params, x, cond=None):
   """The `Law` of a clip of the shape of x given context and actions, in the precision of x.
 
@@ -154,6 +168,7 @@ def law(params, x, cond=None):
   return Law(mean, cov, *jnp.linalg.eigh(cov))
 
 
+@full_precision
 def draw(params, key, shape, cond=None):
   """Draws clips from the chain, frame after frame.
 
@@ -219,6 +234,7 @@ def _solve(k, b):
   return rows[..., -1], log_pivots.sum(axis=0)
 
 
+@full_precision
 def posterior_of(law, x, t):
   """Posterior of a Gaussian clip under one time per clip or per frame.
 
@@ -271,6 +287,7 @@ def clip_time(t, x):
   return t.reshape(-1).astype(x.dtype)
 
 
+@full_precision
 def flow_map(params, x, t, cond=None, *, s):
   """Carries x along the probability-flow ODE from time t to time s, exactly.
 

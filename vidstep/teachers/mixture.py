@@ -55,6 +55,7 @@ def draw(params, key, shape, cond=None):
   return clips[which, jnp.arange(shape[0])]
 
 
+@gaussian.full_precision
 def moments(params, batch, frames, actions=None):
   """Mean `[batch, F D]` and covariance `[batch, F D, F D]` of clips, over components as well."""
   means, covs = jax.vmap(lambda part: gaussian.moments(part, batch, frames, actions))(
@@ -127,6 +128,7 @@ def mode_coverage(params, x, cond=None):
 # ------------------------------------------------------------------------------------------------
 
 
+@gaussian.full_precision
 def posterior_of(law, x, t):
   """`gaussian.Posterior` of a mixture: that of each component, averaged by responsibility."""
   parts, joint = _joint(law, x, t)
