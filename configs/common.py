@@ -141,7 +141,7 @@ def sweep() -> ConfigDict:
   config.compare = ()  # pairs of row names, compared with shared noise
   config.picture = ()  # row names, drawn one above the other
   config.shown = 8  # videos in the picture
-  config.strip = 0  # which of them the film strip shows
+  config.strips = 3  # as many of them, the liveliest, as film strips
   return config
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from experiments import setup
 from vidstep import samplers
 from vidstep.data.builder import describe
-from vidstep.data.loader import Loader
+from vidstep.data.loader import Loader, open_source
 from vidstep.models.codec import Codec, load_codec
 from vidstep.models.cond import null_cond
 from vidstep.models.velocity import velocity_fn
@@ -146,26 +146,23 @@ def frame_rate(config):
   return 8.0 if path.partition(":")[0] == "synthetic" else describe(path)["frame_rate"]
 
 
-def held_out(config, count, *, split="test", batch_size=32):
-  """The first `count` clips of a split: {"video": uint8 [N, T, H, W, 3], "actions": [N, T, A]}.
+def held_out(config, count, *, split="test"):
+  """`count` clips spread evenly over a split, as one batch of the `Loader`: video and actions.
+
+  Clips are stored by episode, so the first third of them shares no episode with the rest but one.
 
   Raises:
     ValueError: if the split holds fewer.
   """
-  loader = Loader(
-    config["data"]["path"], split, batch_size=batch_size, frames=config["data"]["frames"], seed=0
-  )
-  batches, have = [], 0
-  while have < count:
-    batch = next(loader, None)
-    if batch is None:
-      raise ValueError(
-        f"{config['data']['path']} has {have} clips in its {split} split, {count} are asked for: "
-        "record more episodes or ask for fewer videos."
-      )
-    batches.append(batch)
-    have += len(batch["video"])
-  return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches)
+  path, frames = config["data"]["path"], config["data"]["frames"]
+  source = open_source(path, split)
+  if len(source) < count:
+    raise ValueError(
+      f"{path} has {len(source)} clips in its {split} split, {count} are asked for: "
+      "record more episodes or ask for fewer videos."
+    )
+  chosen = [source[int(i)] for i in np.linspace(0, len(source) - 1, count).round()]
+  return next(Loader(chosen, split, batch_size=count, frames=frames))
 
 
 def draw_videos(network, setting, clips, *, seed, batch_size=32, progress=lambda n: None):

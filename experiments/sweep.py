@@ -16,13 +16,15 @@ import pathlib
 import pickle
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from configs import common
 from experiments import flags as shared
 from experiments import generate, judge, report
-from vidstep.data.video_io import grid, save_strip, save_video
+from vidstep.data.video_io import grid, save_video, strip
 from vidstep.metrics.describe import describe_clips
+from vidstep.metrics.motion import motion_magnitude
 from vidstep.metrics.summary import compare_clips
 
 CONFIG = shared.define_config(common.sweep)
@@ -60,8 +62,8 @@ def sweep(config, workdir):
   baselines = {name: None for name in ("real", "codec", "repeat last frame")}
   bar = tqdm(total=len(baselines) + len(rows), desc="cells", unit="cell", dynamic_ncols=True)
   with bar:
-    for name, make in _baselines(first, bench).items():
-      cells[name] = _cell(workdir, (name, first.reference), config, lambda m=make: m(bench))
+    for name, make in _baselines(first, bench, config).items():
+      cells[name] = _cell(workdir, (name, first.reference), config, make)
       bar.update()
     for name, (who, setting) in rows.items():
       fill = lambda w=who, s=setting, n=name: _measure(networks[w], s, bench, config, n)
@@ -122,11 +124,17 @@ def _measure(network, setting, bench, config, name):
   result = judge.judge(description, bench)
   result["latency"] = judge.time_network(network, setting, bench.clips, runs=config["latency_runs"])
   result |= {"network": network.reference, "setting": dataclasses.asdict(setting)}
-  return {"result": result, "description": description, "shown": videos[0, : config["shown"]]}
+  shown = videos[0, _shown(config)]
+  return {"result": result, "description": description, "shown": shown}
 
 
-def _baselines(network, bench):
-  """What no network is needed for: name -> function of the bench that fills a cell."""
+def _shown(config):
+  """Which videos the pictures show: spread over all, hence over episodes."""
+  return np.linspace(0, config["videos"] - 1, config["shown"]).round().astype(int)
+
+
+def _baselines(network, bench, config):
+  """What no network is needed for: name -> function that fills a cell."""
   n = network.context
   video = bench.clips["video"]
   decode = generate.make_decoder(network)
@@ -134,19 +142,19 @@ def _baselines(network, bench):
   def cell(videos):
     description = describe_clips(videos, features=bench.features)
     result = judge.judge(description, bench)
-    return {"result": result, "description": description, "shown": videos[:64]}
+    return {"result": result, "description": description, "shown": videos[_shown(config)]}
 
-  def through_codec(_):
+  def through_codec():
     parts = [
       decode(network.codec.encode(video[i : i + 64] / np.float32(127.5) - 1))
       for i in range(0, len(video), 64)
     ]
     return cell(np.concatenate(parts)[:, n:])
 
-  out = {"real": lambda _: cell(video[:, n:]), "codec": through_codec}
+  out = {"real": lambda: cell(video[:, n:]), "codec": through_codec}
   if n:
     still = np.repeat(video[:, n - 1 : n], video.shape[1] - n, axis=1)
-    out["repeat last frame"] = lambda _: cell(still)
+    out["repeat last frame"] = lambda: cell(still)
   return out
 
 
@@ -166,15 +174,19 @@ def _cell(workdir, key, config, fill):
 
 
 def _pictures(cells, config, network, bench, workdir):
-  """One film strip and one video: the rows that the config names, same contexts and noise."""
-  context = bench.clips["video"][: config["shown"], : network.context]
+  """Film strips and one video: the rows that the config names, same contexts, actions and noise."""
+  context = bench.clips["video"][_shown(config), : network.context]
   rows = {}
   for name in config["picture"]:
-    new = cells[_known(name, cells)]["shown"][: config["shown"]]
-    rows[name] = np.concatenate([context, new], axis=1)
-  if rows:
-    save_strip(workdir / "picture.png", rows, clip=config["strip"])
-    save_video(workdir / "picture.mp4", grid(rows), generate.frame_rate(network.config))
+    rows[name] = np.concatenate([context, cells[_known(name, cells)]["shown"]], axis=1)
+  if not rows:
+    return
+  save_video(workdir / "picture.mp4", grid(rows), generate.frame_rate(network.config))
+  # Strips of the clips that move most: a strip of a clip that stands still shows nothing.
+  first = next(iter(rows.values()))
+  lively = np.argsort(-motion_magnitude(first).mean(axis=1))[: config["strips"]]
+  strips = np.concatenate([strip(rows, clip=clip, target=64) for clip in lively])
+  Image.fromarray(strips).save(workdir / "picture.png")
 
 
 def _known(name, cells):

@@ -190,22 +190,19 @@ def grid(clips: Mapping[str, np.ndarray], *, columns: int = 8, target: int = 128
   return canvas
 
 
-def save_strip(
-  path: str | Path,
-  clips: Mapping[str, np.ndarray],
-  *,
-  clip: int = 0,
-  every: int = 1,
-  target: int = 96,
-) -> None:
-  """Write a PNG film strip: a labelled row per key, time to the right.
+def strip(
+  clips: Mapping[str, np.ndarray], *, clip: int = 0, every: int = 1, target: int = 96
+) -> np.ndarray:
+  """A film strip of one clip: a labelled row per key, time to the right.
 
   Args:
-    path: where to, ending in .png.
     clips: label -> uint8 [N, T, H, W, 3] (or [T, H, W, 3]); the same T, H and W for all.
     clip: which of the N clips is shown.
     every: show every n-th frame.
     target: enlarge (nearest) so that a frame is about this many pixels high.
+
+  Returns:
+    uint8 [H', W', 3].
   """
   videos = {}
   for label, video in clips.items():
@@ -214,6 +211,10 @@ def save_strip(
   # A strip is a grid whose columns are moments instead of clips.
   moments = {label: video[::every, None] for label, video in videos.items()}
   count = max((len(video) for video in moments.values()), default=0)
-  image = grid(moments, columns=count, target=target)[0]
+  return grid(moments, columns=count, target=target)[0]
+
+
+def save_strip(path: str | Path, clips: Mapping[str, np.ndarray], **options) -> None:
+  """Write `strip(clips, **options)` as a PNG."""
   Path(path).parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(image).save(path)
+  Image.fromarray(strip(clips, **options)).save(path)
