@@ -111,8 +111,9 @@ class Attention(nn.Module):
     v = linear(name="v")(y)
     split = lambda a: a.reshape(*a.shape[:2], self.heads, -1)
     o = self.attend(split(q), split(k), split(v))
-    out = {"kernel_init": nn.initializers.zeros} if self.zero else {}
-    return linear(**out, name="o")(o.reshape(x.shape))
+    if self.zero:
+      linear = partial(linear, init=nn.initializers.zeros)
+    return linear(name="o")(o.reshape(x.shape))
 
 
 class Block(nn.Module):
