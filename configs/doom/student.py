@@ -3,7 +3,7 @@
   python -m experiments.train --config=configs/doom/student.py --workdir=runs/demo/student
 
 DMD2 without a GAN: generator, fake score and frozen teacher all start from the teacher's averaged
-weights (runs/demo/teacher, made by teacher.py). Steps at t = 1 and 0.8; one step in three trains
+weights (runs/demo/teacher, made by teacher.py). Steps at t = 1 and 2/3; one step in three trains
 the generator. `:gpu` belongs to the `:gpu` teacher.
 
 Command above; two CPU cores: about 5 minutes. Expected: results/demo/table.md, where two steps of
@@ -22,13 +22,13 @@ def get_config(arg="cpu"):
     raise ValueError(f'configs/doom/student.py:{arg}: choose "cpu" or "gpu".')
   config = common.base()
   doom(config, arg)
-  config.objective = {"name": "dmd2", "times": (1.0, 0.8), "ratio": 3, "time": "uniform"}
-  config.optim.update(b1=0.0, b2=0.99, warmup=20, clip=1.0, ema="constant:0.98")
+  config.objective = {"name": "dmd2", "times": (1.0, 2 / 3), "ratio": 3, "time": "uniform"}
+  config.optim.update(b1=0.0, b2=0.99, warmup=20, schedule="linear", clip=1.0, ema="constant:0.98")
   rates = {"student": 3e-4, "fake": 6e-4} if arg == "cpu" else {"student": 2e-5, "fake": 4e-5}
   config.nets.teacher = common.net(TEACHER)
   for role, lr in rates.items():
     config.nets[role] = common.net(TEACHER, optim={"lr": lr})
   steps = 900 if arg == "cpu" else 6000
   config.train.update(steps=steps, save_every=steps // 3, sample_every=steps // 3)
-  config.eval.update(solver="consistency", steps=2, shift=4.0)  # t = 1, 0.8
+  config.eval.update(solver="consistency", steps=2, shift=2.0)  # t = 1, 2/3
   return config
