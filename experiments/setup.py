@@ -327,7 +327,9 @@ def make_sample_fn(setup):
     the context included; `params` are the first role's, `batch` a prepared `Batch`. Pure.
   """
   settings, velocity = setup.config["eval"], setup.velocities[setup.objective.roles[0]]
-  times = samplers.timesteps(settings["steps"], shift=settings["shift"])
+  steps, few = settings["steps"], tuple(settings["times"])
+  shifted = lambda: samplers.timesteps(steps, shift=settings["shift"])
+  times = samplers.timestep_list(few, steps) if few else shifted()
 
   def sample(params, batch, key):
     given = lambda cond: lambda x, t: velocity(params, x, t, cond)

@@ -17,8 +17,8 @@ def test_schedules_fall_from_peak_to_zero_over_the_rest_of_the_run(name, middle)
   np.testing.assert_allclose(rate(10), 1, atol=1e-6)
   np.testing.assert_allclose(rate(60), middle, atol=1e-6)
   np.testing.assert_allclose(rate(110), 1 if name == "constant" else 0, atol=1e-6)
-  np.testing.assert_allclose(rate(35), {"linear": 0.75, "cosine": (1 + np.sqrt(0.5)) / 2}.get(name, 1),
-                             atol=1e-6)  # fmt: skip
+  quarter = {"linear": 0.75, "cosine": (1 + np.sqrt(0.5)) / 2, "constant": 1}[name]
+  np.testing.assert_allclose(rate(35), quarter, atol=1e-6)
 
 
 def weights(decay, n):

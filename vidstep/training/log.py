@@ -28,6 +28,7 @@ class MetricsLog:
 
   def __init__(self, workdir, *, start=0, every=1, wandb=None, config=None):
     workdir = pathlib.Path(workdir)
+    self._wandb = _start_wandb(wandb, workdir, config)
     path, self.every = workdir / METRICS, every
     if path.exists():
       kept = [line for line in read_metrics(workdir) if line["step"] <= start]
@@ -36,7 +37,6 @@ class MetricsLog:
       os.replace(partial, path)
     self._file = path.open("a", buffering=1)
     self._events = SummaryWriter(str(workdir / "events"), purge_step=start + 1)
-    self._wandb = _start_wandb(wandb, workdir, config)
 
   def write(self, step, values):
     """Records scalars of one step: floats, or anything that `float` takes.
