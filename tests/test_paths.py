@@ -286,7 +286,7 @@ def test_proof_of_draws_fails_on_mutants(sampler, old, new, key):
   assert_caught(check_draws, broken(**vars(sampler)), key)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+@pytest.mark.parametrize("sampler", [SAMPLERS[1], SAMPLERS[-1]], ids=str)
 def test_cdf_is_exact_and_icdf_inverts_it(sampler):
   t = np.linspace(0.01, 0.99, 21)
   with jax.enable_x64(True):

@@ -99,12 +99,13 @@ def _check_t_max(t_max):
 def _plan(solver, times):
   if solver not in SOLVERS:
     raise ValueError(f"Unknown solver {solver!r}; there are {', '.join(sorted(SOLVERS))}.")
-  if isinstance(times, jax.core.Tracer):
+  try:
+    times = np.asarray(times, np.float64)
+  except jax.errors.TracerArrayConversionError as error:
     raise ValueError(
-      "Sampling times must be known when tracing: close over them, as they are no "
-      "argument of a jitted function."
-    )
-  times = np.asarray(times, np.float64)
+      "Sampling times must be known when tracing: close over them instead of passing them to the "
+      "jitted function."
+    ) from error
   if times.ndim != 1:
     raise ValueError(f"Sampling times must be a list, got shape {times.shape}.")
   _check_steps(len(times) - 1)
@@ -139,6 +140,8 @@ def sample(velocity, x, times, *, solver="euler", key=None):
   dtype = x.dtype
   wide = wider(dtype, jnp.float32)
 
+  remembers = plan.base.any()
+
   def stage(carry, row):
     x, base, history = carry
     index, t, to_state, to_base = row
@@ -146,15 +149,18 @@ def sample(velocity, x, times, *, solver="euler", key=None):
     noise = jax.random.normal(jax.random.fold_in(key, index), x.shape, wide) if noisy else None
     registers = (x, base, noise, x - t * v, *history)
 
-    def combine(weights):
-      return sum(w * r for w, r in zip(weights, registers, strict=True) if r is not None)
+    def combine(weights, table):  # columns that are 0 in every row cost nothing
+      return sum(weights[c] * registers[c] for c in np.flatnonzero(table.any(axis=0)))
 
-    return (combine(to_state), combine(to_base), registers[M:-1]), None
+    state = combine(to_state, plan.state)
+    base = combine(to_base, plan.base) if remembers else None
+    return (state, base, registers[M:-1]), None
 
   start = x.astype(wide)
-  history = (jnp.zeros_like(start),) * (plan.state.shape[1] - M - 1)
+  empty = jnp.zeros_like(start)
+  carry = (start, empty if remembers else None, (empty,) * (plan.state.shape[1] - M - 1))
   rows = (np.arange(len(plan.times)), *(jnp.asarray(table, wide) for table in plan))
-  (x, _, _), _ = jax.lax.scan(stage, (start, jnp.zeros_like(start), history), rows)
+  (x, _, _), _ = jax.lax.scan(stage, carry, rows)
   return x.astype(dtype)
 
 

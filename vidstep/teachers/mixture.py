@@ -10,6 +10,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vidstep.models.cond import Cond
 from vidstep.teachers import gaussian
@@ -39,11 +40,10 @@ def random_mixture(seed=0, *, modes=3, spread=3.0, **kwargs):
     **kwargs: of `gaussian.random_gaussian`.
   """
   parts = [gaussian.random_gaussian(1000 * seed + k, **kwargs) for k in range(modes)]
-  parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-  weight = jnp.arange(1.0, modes + 1.0)
-  return MixtureVideo(
-    jnp.log(weight / weight.sum()), parts.replace(start_mean=spread * parts.start_mean)
-  )
+  parts = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+  parts = parts.replace(start_mean=spread * parts.start_mean)
+  weight = np.arange(1.0, modes + 1.0)
+  return jax.tree.map(jnp.asarray, MixtureVideo(np.log(weight / weight.sum()), parts))
 
 
 def draw(params, key, shape, cond=None):
