@@ -126,10 +126,9 @@ def check_keys(config, schema=common.base):
 
 def unknown_key(key, known):
   """The sentence for a config key that does not exist."""
-  near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
   leaf = key.rpartition(".")[2]
-  if not near:  # the right name in the wrong place
-    near = [k for k in known if k.rpartition(".")[2] == leaf][:1]
+  same = [k for k in known if k.rpartition(".")[2] == leaf]  # the right name in the wrong place
+  near = difflib.get_close_matches(key, same or known, n=1, cutoff=0.0 if same else 0.6)
   hint = f"did you mean config.{near[0]}?" if near else "configs/common.py lists them all."
   return f"Unknown config key config.{key}: {hint}"
 

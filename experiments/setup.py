@@ -290,9 +290,13 @@ def parse_option(key, value, default):
   """
   if hasattr(default, "sample") and isinstance(value, str):
     name, _, numbers = value.partition(":")
-    if name not in TIMES:
-      raise ValueError(f"objective.{key}={value!r}: choose one of {', '.join(sorted(TIMES))}.")
-    return TIMES[name](*(float(n) for n in numbers.split(",") if n))
+    try:
+      return TIMES[name](*(float(n) for n in numbers.split(",") if n))
+    except (KeyError, TypeError, ValueError) as error:
+      raise ValueError(
+        f"objective.{key}={value!r} is no time sampler: write something such as uniform, "
+        "uniform:5, lognormal:-0.8,1.6 or logitnormal:0,1."
+      ) from error
   if key == "weight" and isinstance(value, str):
     if value != "bell":
       raise ValueError(f'objective.weight={value!r}: the only weight with a name is "bell".')

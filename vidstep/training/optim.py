@@ -109,7 +109,12 @@ def constant_ema(decay):
   """
   if not 0 <= decay < 1:
     raise ValueError(f"A constant EMA decay lies in [0, 1), got {decay}.")
-  return lambda n: jnp.minimum(decay, (1.0 + n) / (10.0 + n)).astype(jnp.float32)
+
+  def at(count):
+    n = jnp.asarray(count, jnp.float32)
+    return jnp.minimum(decay, (1 + n) / (10 + n))
+
+  return at
 
 
 def power_ema(length):
