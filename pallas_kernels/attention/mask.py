@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Rule = Callable[[Sequence[Any], Sequence[Any]], Any]
@@ -75,6 +76,8 @@ class Mask:
     rule: hashable function of the query's and the key's fields; None allows every pair.
     q_info: `[B or 1, F, q_len]` int32, a `HostArray` or a traced array; None without a rule.
     k_info: the same for the keys.
+    at: None; or, on a sequence sharded over devices, which shard of the queries and which of the
+      keys this call sees, two traced indices into host arrays `[shards, B or 1, F, N]`.
   """
 
   q_len: int
@@ -82,27 +85,50 @@ class Mask:
   rule: Rule | None = None
   q_info: HostArray | jax.Array | None = None
   k_info: HostArray | jax.Array | None = None
+  at: tuple[Any, Any] | None = None
 
   @property
   def static(self) -> bool:
-    """Whether the host knows all attributes."""
-    return not isinstance(self.q_info, jax.Array) and not isinstance(self.k_info, jax.Array)
+    """Whether the host knows the mask: then the tile map is NumPy and has no tile in vain."""
+    infos = (self.q_info, self.k_info)
+    return self.at is None and not any(isinstance(info, jax.Array) for info in infos)
 
   @property
   def batch(self) -> int:
     """How many samples the attributes tell apart: 1 or B."""
     infos = [getattr(x, "value", x) for x in (self.q_info, self.k_info) if x is not None]
-    return max((len(x) for x in infos), default=1)
+    return max((x.shape[-3] for x in infos), default=1)
+
+  def fields(self) -> tuple[Any, Any]:
+    """Attributes of queries and keys, `[B or 1, F, N]` each: NumPy or traced arrays."""
+    q, k = (getattr(info, "value", info) for info in (self.q_info, self.k_info))
+    return (q, k) if self.at is None else (jnp.asarray(q)[self.at[0]], jnp.asarray(k)[self.at[1]])
 
   def tiles(self, block_q: int, block_k: int) -> TileMap:
     """The tiles of size `block_q x block_k` that hold an allowed pair.
 
     A tile that sticks out past the last key or query is never full, so that whoever pads
     evaluates bounds only where it evaluates the rule. With traced attributes, every tile is listed
-    as partial.
+    as partial; on a sharded sequence, the shard's lists are picked on the device.
     """
     if self.static:
       return _tile_map(self, block_q, block_k)
+    if self.at is None:
+      return self._all_partial(block_q, block_k)
+    shards = _shard_maps(dataclasses.replace(self, at=None), block_q, block_k)
+    return TileMap(*(jnp.asarray(x)[self.at] for x in shards))
+
+  def cost(self, block_q: int, block_k: int) -> tuple[int, int]:
+    """How many tiles of this size are touched, and how many of those are full; of all shards."""
+    if self.static:
+      tiles = _tile_map(self, block_q, block_k)
+    elif self.at is None:
+      tiles = self._all_partial(block_q, block_k)
+    else:
+      tiles = _shard_maps(dataclasses.replace(self, at=None), block_q, block_k)
+    return int(tiles.k_count.sum()), int(tiles.k_full.sum())
+
+  def _all_partial(self, block_q: int, block_k: int) -> TileMap:
     shape = (-(-self.q_len // block_q), -(-self.k_len // block_k))
     return _lists(np.ones(shape, bool), np.zeros(shape, bool))
 
@@ -125,8 +151,7 @@ class Mask:
     """The rule on all pairs: bool `[B or 1, q_len, k_len]`; None without a rule."""
     if self.rule is None:
       return None
-    fields = [getattr(x, "value", x) for x in (self.q_info, self.k_info)]
-    q, k = ([x[:, i] for i in range(x.shape[1])] for x in fields)
+    q, k = ([x[:, i] for i in range(x.shape[1])] for x in self.fields())
     return self.rule([f[:, :, None] for f in q], [f[:, None, :] for f in k])
 
 
@@ -156,6 +181,24 @@ def tile_counts(mask: Mask, block_q: int, block_k: int) -> np.ndarray:
 def _tile_map(mask: Mask, block_q: int, block_k: int) -> TileMap:
   counts = tile_counts(mask, block_q, block_k)
   return _lists(counts > 0, counts == mask.batch * block_q * block_k)
+
+
+@functools.lru_cache(maxsize=64)
+def _shard_maps(mask: Mask, block_q: int, block_k: int) -> TileMap:
+  """Tile maps of every shard of queries with every shard of keys: arrays `[Sq, Sk, ...]`."""
+  shards = [
+    _tile_map(dataclasses.replace(mask, q_info=HostArray(q), k_info=HostArray(k)), block_q, block_k)
+    for q in mask.q_info.value
+    for k in mask.k_info.value
+  ]
+  shape = (len(mask.q_info.value), len(mask.k_info.value))
+
+  def stack(*parts):  # lists are made as wide as the widest, by repeating their last tile
+    width = max(x.shape[-1] for x in parts)
+    pad = lambda x: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])], "edge")
+    return np.stack([pad(x) for x in parts]).reshape(*shape, *parts[0].shape[:-1], width)
+
+  return TileMap(*map(stack, *shards))
 
 
 def _lists(needed: np.ndarray, full: np.ndarray) -> TileMap:

@@ -43,7 +43,7 @@ class Sweep:
 
   def _cost(self) -> float:
     """Pairs computed; those under a mask cost an eighth more, a tile by itself a thousand."""
-    count, full = self.tiles.k_count.sum(), self.tiles.k_full.sum()
+    count, full = self.mask.cost(self.block_q, self.block_k)
     pairs = self.block_q * self.block_k
     return count * (pairs + 1000) + (count - full) * pairs / 8
 
@@ -137,10 +137,9 @@ class Sweep:
     keys = j * self.block_k + lax.broadcasted_iota(jnp.int32, (1, 1, 1, self.block_k), 3)
     allowed = keys < self.mask.k_len
     if self.mask.rule is not None:
-      q, k = (
-        _load(_pad(jnp.asarray(getattr(x, "value", x)), b), n, b)
-        for x, n, b in ((self.mask.q_info, i, self.block_q), (self.mask.k_info, j, self.block_k))
-      )
+      q, k = map(jnp.asarray, self.mask.fields())
+      q = _load(_pad(q, self.block_q), i, self.block_q)
+      k = _load(_pad(k, self.block_k), j, self.block_k)
       q = [q[:, f, None, :, None] for f in range(q.shape[1])]
       k = [k[:, f, None, None, :] for f in range(k.shape[1])]
       allowed = self.mask.rule(q, k) & allowed
@@ -153,7 +152,8 @@ def _sizes(length: int, info: Any, target: int) -> set[int]:
   sizes = {split(length)}
   if isinstance(info, HostArray):
     sizes |= {target}
-    cuts = np.flatnonzero(np.any(info.value[..., 1:] != info.value[..., :-1], axis=(0, 1))) + 1
+    change = info.value[..., 1:] != info.value[..., :-1]
+    cuts = np.flatnonzero(change.reshape(-1, length - 1).any(0)) + 1
     step = math.gcd(length, *cuts.tolist())
     sizes |= {split(step) if step > target else step * round(target / step)}
   return {min(size, length) for size in sizes}

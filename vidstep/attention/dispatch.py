@@ -16,7 +16,8 @@ class Spec:
 
   Attributes:
     rule: the mask; None attends everywhere.
-    q_info: attributes of the queries, `[B or 1, 4, Nq]`, if the host knows them.
+    q_info: attributes of the queries, `[B or 1, 4, Nq]`, if the host knows them; with a leading
+      axis of shards if x says which shard this is.
     k_info: attributes of the keys.
     scale: factor of the logits.
     implementation: name of a kernel; None picks.
@@ -29,16 +30,23 @@ class Spec:
   implementation: str | None
 
   @property
+  def sharded(self) -> bool:
+    """Whether the host knows the attributes of all shards, and x says which ones these are."""
+    return self.q_info is not None and self.q_info.value.ndim == 4
+
+  @property
   def inputs(self) -> int:
-    """How many arrays make up x: q, k, v and, if they are traced, both attributes."""
-    return 3 if self.rule is None or self.q_info is not None else 5
+    """How many arrays make up x: q, k, v and whatever the mask needs at run time, two arrays."""
+    return 3 if self.rule is None or (self.q_info is not None and not self.sharded) else 5
 
   def mask(self, x: list[jax.Array]) -> Mask:
     """The mask of the call `x`."""
-    q, k, _, *infos = x
-    q_info, k_info = infos or (self.q_info, self.k_info)
-    rule = None if self.rule is None else FieldRule(self.rule)
-    return Mask(q.shape[1], k.shape[1], rule, q_info, k_info)
+    q, k, _, *rest = x
+    if self.rule is None:
+      return Mask(q.shape[1], k.shape[1])
+    at = tuple(rest) if self.sharded else None
+    infos = (self.q_info, self.k_info) if self.q_info is not None else rest
+    return Mask(q.shape[1], k.shape[1], FieldRule(self.rule), *infos, at)
 
 
 def pick(mode: str, platform: str | None, spec: Spec, x: list[jax.Array]) -> Kernel:
@@ -48,7 +56,7 @@ def pick(mode: str, platform: str | None, spec: Spec, x: list[jax.Array]) -> Ker
     mode: "forward", "tangent" or "backward".
     platform: where it will run; None while that is not known.
     spec: the static side of the call.
-    x: q, k, v and traced attributes.
+    x: q, k, v and, where the mask needs them, traced attributes or shard indices.
 
   Raises:
     ValueError: for a name that no kernel has.

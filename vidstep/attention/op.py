@@ -1,5 +1,7 @@
 """The public attention op: checks its arguments and hands them to the primitives."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ def attention(
   q_info: TokenInfo | None = None,
   k_info: TokenInfo | None = None,
   scale: float | None = None,
-  implementation: str | None = None,
+  implementation: str | Callable | None = None,
   return_lse: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
   """Softmax attention `o = softmax(scale q k' + mask) v`, differentiable in both modes.
@@ -42,7 +44,8 @@ def attention(
     implementation: `xla` (dense, O(N^2) memory, differentiable any number of times), `xla_chunked`
       (O(N) memory, any platform) or another of `pallas_kernels.attention.KERNELS`. None picks the
       first of those that supports the call on the platform it is compiled for; a name never falls
-      back.
+      back. A function with this signature is called instead: `vidstep.parallel` makes those that
+      shard.
     return_lse: also return the log-sum-exp of the logits, differentiable too.
 
   Returns:
@@ -53,27 +56,46 @@ def attention(
     ValueError: for shapes, dtypes or attributes that do not fit together.
     NotImplementedError: if the implementation asked for, or all of them, do not support the call.
   """
+  if callable(implementation):
+    options = dict(q_info=q_info, k_info=k_info, scale=scale, return_lse=return_lse)
+    return implementation(q, k, v, mask, **options)
   q, k, v = map(jnp.asarray, (q, k, v))
-  _check(q, k, v)
-  infos = [None, None]
-  rule = None if mask == Full() else mask
-  if rule is not None:
-    if q_info is None or (k_info is None and k.shape[1] != q.shape[1]):
-      raise ValueError(f"{rule} needs q_info, and k_info where keys are not the queries' tokens.")
-    k_info = q_info if k_info is None else k_info
-    static = q_info.static and k_info.static
-    infos = [_pack("q_info", q_info, q, static), _pack("k_info", k_info, k, static)]
-  scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
-
-  static = isinstance(infos[0], HostArray)
-  x = [q, k, v] if static or rule is None else [q, k, v, *infos]
-  spec = Spec(rule, *(infos if static else (None, None)), scale, implementation)
-  if implementation == "xla":
-    o, lse = reference.attention(q, k, v, spec.mask(x).dense(), scale=scale)
-  else:
-    pick("forward", None, spec, x)  # what no platform supports fails here, not while compiling
-    o, lse = attention_with_lse(x, spec)
+  x, spec = prepare(q, k, v, mask, q_info, k_info, scale, implementation)
+  o, lse = run(x, spec)
   return (o, lse) if return_lse else o
+
+
+def run(x: list[jax.Array], spec: Spec) -> tuple[jax.Array, jax.Array]:
+  """Output and log-sum-exp of a prepared call."""
+  if spec.implementation == "xla":
+    return reference.attention(*x[:3], spec.mask(x).dense(), scale=spec.scale)
+  pick("forward", None, spec, x)  # what no platform supports fails here, not while compiling
+  return attention_with_lse(x, spec)
+
+
+def prepare(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  mask: Rule | None,
+  q_info: TokenInfo | None,
+  k_info: TokenInfo | None,
+  scale: float | None,
+  implementation: str | None,
+) -> tuple[list[jax.Array], Spec]:
+  """Checks a call of `attention` and splits it into its arrays and its static side."""
+  _check(q, k, v)
+  scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
+  if mask is None or mask == Full():
+    return [q, k, v], Spec(None, None, None, scale, implementation)
+  if q_info is None or (k_info is None and k.shape[1] != q.shape[1]):
+    raise ValueError(f"{mask} needs q_info, and k_info where keys are not the queries' tokens.")
+  k_info = q_info if k_info is None else k_info
+  static = q_info.static and k_info.static
+  infos = _pack("q_info", q_info, q, static), _pack("k_info", k_info, k, static)
+  if static:
+    return [q, k, v], Spec(mask, *infos, scale, implementation)
+  return [q, k, v, *infos], Spec(mask, None, None, scale, implementation)
 
 
 def _check(q: jax.Array, k: jax.Array, v: jax.Array):

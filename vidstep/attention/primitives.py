@@ -8,12 +8,14 @@ No kernel is ever differentiated; the primitives know each other's derivatives:
     backward         x, lse, do, delta -> dx
     second_order     how tangent and backward vary with x: raises if anyone needs its value
 
-with `x = (q, k, v)` and, if those are traced, the tokens' attributes. Only live tangents are
-operands, only wanted gradients results: `flags` says which of q, k, v they belong to. So `jax.jvp`
-costs one sweep, `jax.grad` a forward and a backward, and the gradient of a loss that holds an
-output and its stopped tangent a forward_tangent and a backward.
+with `x = (q, k, v)` and, where the host does not know it, what the mask looks at: traced attributes
+or the indices of shards. Only live tangents are operands and only wanted gradients results: `flags`
+says which of q, k, v they belong to. So `jax.jvp` costs one sweep, `jax.grad` a forward and a
+backward, and the gradient of a loss that holds an output and its stopped tangent a forward_tangent
+and a backward.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -67,14 +69,17 @@ def _batch(prim, args, dims, *, spec: Spec, flags):
 
   def merge(i, x, mapped):
     info = 3 <= i < spec.inputs
-    if info and not mapped and x.shape[0] == 1:
+    if info and not mapped and (x.ndim == 0 or x.shape[0] == 1):
       return x  # attributes that all samples share stay so
     x = jnp.broadcast_to(x if mapped else x[None], (n, *x.shape[1 if mapped else 0 :]))
     x = jnp.broadcast_to(x, (n, batch, *x.shape[2:])) if info else x
     return x.reshape(-1, *x.shape[2:])
 
-  tile = lambda x: x if x is None or len(x.value) == 1 else HostArray(np.tile(x.value, (n, 1, 1)))
-  spec = Spec(spec.rule, tile(spec.q_info), tile(spec.k_info), spec.scale, spec.implementation)
+  def tile(info):
+    shared = info is None or info.value.shape[-3] == 1
+    return info if shared else HostArray(np.tile(info.value, (n, 1, 1)))
+
+  spec = dataclasses.replace(spec, q_info=tile(spec.q_info), k_info=tile(spec.k_info))
   args = [merge(i, x, d is not None) for i, (x, d) in enumerate(zip(args, dims, strict=True))]
   outs = prim.bind(*args, spec=spec, flags=flags)
   return [x.reshape(n, -1, *x.shape[1:]) for x in outs], [0] * len(outs)
@@ -154,6 +159,7 @@ def _tangent_transpose(cts, *args, spec, flags):
   if any(_alive(cts)):
     do, dlse = map(ad.instantiate_zeros, cts)
     delta = jnp.einsum("bqhd,bqhd->bhq", do.astype(lse.dtype), o.astype(lse.dtype)) - dlse
+    delta = jnp.where(lse > -jnp.inf, delta, 0)  # lse is constant there, whatever is made of -inf
     wanted = _spread(flags, linear)
     grads = iter(backward_p.bind(*args[: n - 2], lse, do, delta, spec=spec, flags=wanted))
     grads = [next(grads) if is_linear else None for is_linear in linear]
