@@ -86,6 +86,19 @@ class RMSNorm(nn.Module):
     return (y * scale.astype(y.dtype)[None, None]).astype(x.dtype)
 
 
+class LayerNorm(nn.Module):
+  """layer_norm(x) * scale + bias in `dtype`; Flax's own promotes float64 against float32."""
+
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    shape, lift = (x.shape[-1],), (None,) * (x.ndim - 1)
+    scale = self.param("scale", nn.initializers.ones, shape).astype(self.dtype)
+    bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
+    return layer_norm(x, self.dtype) * scale[lift] + bias[lift]
+
+
 class Attention(nn.Module):
   """Projections around an attention function; q and k are RMS-normalised across heads.
 
@@ -159,8 +172,7 @@ class Block(nn.Module):
     x = add(x, h.reshape(x.shape).astype(stat) * gate1)
 
     if self.attend_text is not None:
-      h = nn.LayerNorm(epsilon=EPS, dtype=stat, use_fast_variance=False, name="cross_norm")(x)
-      h = flat(h.astype(x.dtype))
+      h = flat(LayerNorm(stat, name="cross_norm")(x).astype(x.dtype))
       h = Attention(self.heads, self.dtype, self.attend_text, True, name="cross_attn")(h, text)
       x = x + h.reshape(x.shape)
 
