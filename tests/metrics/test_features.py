@@ -33,6 +33,11 @@ def test_the_change_half_sees_order_and_stillness_and_the_mean_half_does_not():
   np.testing.assert_array_equal(still[:, 256:], 0)
 
 
+def test_pooling_is_the_mean_and_the_mean_absolute_change():
+  frames = np.array([[[0.0, 5.0], [3.0, 4.0], [0.0, 3.0]]])  # there and back: signs would cancel
+  np.testing.assert_allclose(pool_frames(frames), [[1.0, 4.0, 3.0, 1.0]])
+
+
 def test_small_frames_are_enlarged_to_the_one_size():
   video = moving_squares(2, 2, 32, seed=3)
   assert alexnet_clip(video).shape == (2, 512)
