@@ -14,6 +14,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # XLA on CPU asks for fresh memory at every step; huge pages make that a quarter cheaper.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+# NumPy's BLAS spins on cores that others hold: its threads cost more than they bring here.
+export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: help demo test parity lint clean
 .DEFAULT_GOAL := help
