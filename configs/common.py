@@ -83,7 +83,7 @@ def optim() -> ConfigDict:
   config.lr = 1e-3
   config.warmup = 100
   config.schedule = "constant"  # or "linear", "cosine"
-  config.steps = placeholder(int)  # updates of the schedule; None: train.steps
+  config.steps = placeholder(int)  # updates of the schedule; None: all the role gets
   config.b1 = 0.9
   config.b2 = 0.99
   config.weight_decay = 0.0

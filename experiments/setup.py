@@ -98,7 +98,8 @@ def build(config):
   settings = {role: _overridden(config, role, "optim") for role in objective.roles}
   emas = {role: parse_ema(setting.pop("ema")) for role, setting in settings.items()}
   steps = config["train"]["steps"]
-  optimizers = {role: _optimizer(setting, steps) for role, setting in settings.items()}
+  updates = {r: sum(r in objective.due(step) for step in range(steps)) for r in objective.roles}
+  optimizers = {role: _optimizer(setting, updates[role]) for role, setting in settings.items()}
 
   def init(key, weights):
     fresh = lambda i, role: init_params(models[role], jax.random.fold_in(key, i), example)
@@ -245,8 +246,8 @@ def _overridden(config, role, section):
   return config[section] | {key: value for key, value in own.items() if value is not None}
 
 
-def _optimizer(setting, steps):
-  setting["steps"] = setting["steps"] or steps
+def _optimizer(setting, updates):
+  setting["steps"] = setting["steps"] or updates
   return adamw(clip=setting.pop("clip") or None, **setting)
 
 

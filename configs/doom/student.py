@@ -26,12 +26,9 @@ def get_config(arg="cpu"):
   config.optim.update(b1=0.0, b2=0.99, warmup=20, schedule="linear", clip=1.0, ema="constant:0.98")
   steps = 900 if arg == "cpu" else 6000
   student, fake = (3e-4, 6e-4) if arg == "cpu" else (2e-5, 4e-5)
-  # Schedules count a role's own updates: one step in three is the student's.
-  config.nets = {
-    "teacher": common.net(TEACHER),
-    "student": common.net(TEACHER, optim={"lr": student, "steps": steps // 3}),
-    "fake": common.net(TEACHER, optim={"lr": fake, "steps": steps - steps // 3}),
-  }
+  config.nets.teacher = common.net(TEACHER)
+  config.nets.student = common.net(TEACHER, optim={"lr": student})
+  config.nets.fake = common.net(TEACHER, optim={"lr": fake})
   config.train.update(steps=steps, save_every=steps // 3, sample_every=steps // 3)
   config.eval.update(solver="consistency", steps=2, shift=2.0)  # t = 1, 2/3
   return config
