@@ -15,8 +15,9 @@ def x(normal):
   return normal(2, 3, 4, 4, 2)
 
 
-def test_an_action_changes_its_own_frame_and_what_follows(net, x):
+def test_an_action_changes_its_own_frame_and_what_follows(net, normal):
   """Under a causal mask: not the frame before (an action leads INTO its frame)."""
+  x = normal(2, 3, 4, 4, 2)
   model, params, _ = net(action_dim=3)
   run = jax.jit(
     lambda a: (

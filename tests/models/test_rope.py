@@ -1,5 +1,3 @@
-import itertools
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,7 +21,7 @@ def oracle(x, frames, height, width):
   return np.array(out)
 
 
-@pytest.mark.parametrize("dim", [8, 12, 16, 20, 32])
+@pytest.mark.parametrize("dim", [8, 16, 20])
 def test_rotation_is_the_complex_one(normal, dim):
   frames = np.array([0, 1, 7, 3], np.int32)
   x = normal(1, 24, 1, dim)

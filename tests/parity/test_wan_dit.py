@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from vidstep.models import blocks, dit
 from vidstep.models.cond import Cond
 from vidstep.models.dit import VideoDiT
 from vidstep.models.wan import wan_fields, wan_params
@@ -54,29 +55,51 @@ def run_theirs(theirs, x, t, text, patch):
   return y.permute(0, 2, 3, 4, 1).numpy()
 
 
-SHAPES = {
+CASES = {
   "even grid": {"grid": (3, 8, 8)},
-  "odd grid": {"grid": (5, 6, 10)},
+  "even grid, times per frame": {"grid": (3, 8, 8), "times": "frame"},
+  "odd grid, times per frame": {"grid": (5, 6, 10), "times": "frame"},
   "one row of patches": {"grid": (7, 2, 14)},
   "image": {"grid": (1, 10, 6)},
-  "head of 20, not a multiple of 6": {"grid": (3, 6, 4), "attention_head_dim": 20},
-  "patch in time": {"grid": (6, 4, 6), "patch_size": (2, 2, 2)},
-  "patch of 1 x 3 x 1": {"grid": (2, 9, 3), "patch_size": (1, 3, 1)},
+  "head size no multiple of 6": {"grid": (3, 6, 4), "attention_head_dim": 20, "times": "frame"},
+  "patches in time": {"grid": (6, 4, 6), "patch_size": (2, 2, 2), "times": "frame"},
+  "patches of 1 x 3 x 1": {"grid": (2, 9, 3), "patch_size": (1, 3, 1)},
   "three heads, three blocks": {"grid": (2, 4, 4), "num_attention_heads": 3, "num_layers": 3},
+  "image in the channels": {"grid": (2, 4, 4), "in_channels": 7},
 }
 
 
-@pytest.mark.parametrize("times", ["per sample", "per frame"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_matches_diffusers(shape, times):
-  config = dict(SHAPES[shape])
-  grid = config.pop("grid")
+def compare(grid, times="sample", **config):
+  """(ours, theirs) of one case."""
   theirs, ours, state = build(**config)
-  x, text, rng = inputs(1, *grid)
-  t = rng.uniform(0, 1, x.shape[:1] if times == "per sample" else x.shape[:2])
-  t = t.astype(np.float32)
+  x, text, rng = inputs(1, *grid, channels=ours.in_channels)
+  t = rng.uniform(0, 1, x.shape[:2] if times == "frame" else x.shape[:1]).astype(np.float32)
   want = run_theirs(theirs, x, t, text, ours.patch)
+  x, image = np.split(x, [ours.out_channels], axis=-1)
+  cond = Cond(text=text, image=image if image.size else None)
   params = wan_params(state, ours.depth)
-  got = jax.jit(ours.apply)({"params": params}, x, t, cond=Cond(text=text)).v
+  return jax.jit(ours.apply)({"params": params}, x, t, cond=cond).v, want
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_matches_diffusers(case):
+  got, want = compare(**CASES[case])
   assert np.std(want) > 0.1
   np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
+
+
+MUTANTS = {
+  "no rotation": (blocks, "apply_rope", lambda x, table: x),
+  "shift and scale swapped": (blocks, "modulated_norm", lambda x, a, b: _modulated(x, b, a)),
+  "time not multiplied by 1000": (dit, "sinusoid", lambda t: _sinusoid(t / 1000)),
+  "another epsilon": (blocks, "EPS", 1e-2),
+  "patch read column by column": (dit, "patchify", lambda x, p: _patchify(x.swapaxes(2, 3), p)),
+}
+_modulated, _sinusoid, _patchify = blocks.modulated_norm, dit.sinusoid, dit.patchify
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_comparison_notices(monkeypatch, mutant):
+  monkeypatch.setattr(*MUTANTS[mutant])
+  got, want = compare(grid=(2, 4, 4), num_layers=1)
+  assert np.abs(got - want).max() > 1e-3

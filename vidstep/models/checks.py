@@ -12,8 +12,8 @@ def check_fields(model):
     )
   if model.prediction not in ("v", "x0"):
     raise ValueError(f"prediction is 'v' or 'x0', not {model.prediction!r}.")
-  names = [n for n in dir(jax.checkpoint_policies) if n.endswith(("_saveable", "_batch_dims"))]
-  if model.remat is not None and not hasattr(jax.checkpoint_policies, model.remat):
+  names = [n for n in dir(jax.checkpoint_policies) if n.endswith("_saveable")]
+  if model.remat is not None and model.remat not in names:
     raise ValueError(f"remat={model.remat!r} is no policy of jax; take None or one of {names}.")
   if any(not 0 <= i < model.depth for i in model.features):
     raise ValueError(f"features={model.features} must number blocks 0 to {model.depth - 1}.")
