@@ -47,10 +47,12 @@ A kernel that was never run on its hardware is `experimental`: it is used when n
 default. To run a TPU kernel in the interpreter, give it a name of its own with platform "cpu".
 """
 
-from pallas_kernels.attention import chunked
+from pallas_kernels.attention import chunked, tpu
 from pallas_kernels.attention.kernel import Kernel
 from pallas_kernels.attention.mask import HostArray, Mask, TileMap
 
 __all__ = ["KERNELS", "HostArray", "Kernel", "Mask", "TileMap"]
 
-KERNELS = (*chunked.KERNELS,)  # best first; one name may have an entry for each platform
+# Best first; one name may have an entry for each platform. The interpreted twin of the TPU kernel
+# stays out: it is for tests.
+KERNELS = (*chunked.KERNELS, tpu.KERNELS[0])
