@@ -44,7 +44,8 @@ def test_power_ema_has_the_relative_width_it_names(length):
 def test_power_ema_forgets_the_initial_weights_and_constant_ema_nearly():
   assert power_ema(0.05)(1) == 0
   decay = constant_ema(0.9)
-  assert float(decay(np.int32(1))) == pytest.approx(2 / 11) and float(decay(1000)) == pytest.approx(0.9)
+  assert float(decay(np.int32(1))) == pytest.approx(2 / 11)
+  assert float(decay(1000)) == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("text", ["power", "power:", "exp:0.9", "none:1", "constant:x"])

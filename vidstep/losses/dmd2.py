@@ -1,5 +1,6 @@
 """Distribution matching (DMD2): samples move along the gap between fake and teacher score."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,7 +80,7 @@ def backward_simulation(velocity: Velocity, times: Sequence[float]) -> Generate:
     ValueError: if times do not start at 1 and fall strictly, staying positive.
   """
   times = tuple(float(t) for t in times)
-  falling = all(a > b for a, b in zip(times, (*times[1:], 0.0), strict=True))
+  falling = all(a > b for a, b in itertools.pairwise((*times, 0.0)))
   if not times or times[0] != 1 or not falling:
     raise ValueError(f"times must start at 1 and fall strictly, staying positive, got {times}.")
 

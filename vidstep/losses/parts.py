@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from vidstep import samplers
-from vidstep.paths import Uniform
+from vidstep.paths import Uniform, wider
 
 BINS = 4
 UNIFORM = Uniform()
@@ -12,7 +12,7 @@ UNIFORM = Uniform()
 
 def wide(x):
   """x in float32, or wider if it already is: losses never compute in the network's bfloat16."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return x.astype(wider(x.dtype, jnp.float32))
 
 
 def draw_times(time, key, x0, chunk=None):
@@ -112,4 +112,4 @@ def drop_condition(cond, unconditional, probability, key, batch):
 
 def noise_like(key, x):
   """Standard normal noise of the shape of x, at least float32."""
-  return jax.random.normal(key, x.shape, jnp.promote_types(x.dtype, jnp.float32))
+  return jax.random.normal(key, x.shape, wider(x.dtype, jnp.float32))
