@@ -33,6 +33,10 @@ def dmd2(
   `distribution_matching` of the samples of `backward_simulation`: the student is trained on the
   inputs that it meets when it samples, in 1 .. len(times) steps in turn.
 
+  One fake score serves all depths, so what is matched is the mixture of the samples of 1 .. N steps
+  and not each depth for itself: start from a student whose depths already agree (a consistency
+  model, or the teacher), and judge it at the depth that will be used.
+
   Args:
     velocity: the student, `velocity(params, x [B, F, H, W, C], t [B], cond) -> v`.
     teacher: frozen, same signature.
