@@ -267,7 +267,7 @@ def test_the_last_interval_is_anchored_in_the_teacher_whatever_the_target_networ
   teacher, nets = teacher_of(dynamics())
   student = lambda params, x, t, cond: exact(nets["teacher"], x, t, cond) + residual(params, x, t)
   objective = dcm(student, teacher, steps=1, target="ema")
-  batch = Batch(batch_of(dynamics(), 64))
+  batch = Batch(batch_of(dynamics(), 512))
   losses = [
     run(objective, zeros(), {**nets, "student.ema": displaced(size=size)}, batch)[0]
     for size in (0.0, 1e3)
@@ -286,7 +286,7 @@ def test_forwards_are_two_of_the_student_and_one_of_the_teacher():
     return velocity
 
   nets = {"teacher": jnp.float32(1)}
-  batch = Batch(batch_of(dynamics(), 2), {})
+  batch = Batch(batch_of(dynamics(), 512), {})
   for options, expected in (
     ({}, 1),
     ({"solver": "heun"}, 2),
@@ -308,7 +308,7 @@ def test_pseudo_huber_is_square_root_outside_and_square_inside():
 def test_scale_multiplies_the_loss():
   teacher, nets = teacher_of(dynamics())
   student = lambda params, x, t, cond: residual(params, x, t)
-  batch = Batch(batch_of(dynamics(), 8))
+  batch = Batch(batch_of(dynamics(), 512))
   one, hundred = (
     run(dcm(student, teacher, scale=s), displaced(), nets, batch)[0] for s in (1, 100)
   )
@@ -337,4 +337,4 @@ def test_a_missing_moving_average_is_named():
   teacher, nets = teacher_of(dynamics())
   objective = dcm(lambda params, x, t, cond: residual(params, x, t), teacher, target="ema")
   with pytest.raises(ValueError, match=r"needs the network 'student.ema'"):
-    run(objective, zeros(), nets, Batch(batch_of(dynamics(), 8)))
+    run(objective, zeros(), nets, Batch(batch_of(dynamics(), 512)))

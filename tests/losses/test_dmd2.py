@@ -353,11 +353,11 @@ def test_a_missing_teacher_is_named():
   objective = SOURCE.distribution_matching(linear, exact, exact)
   with pytest.raises(ValueError, match="needs the network 'teacher'"):
     nets = {"student": matched(dynamics()), "fake": dynamics().params()}
-    gradient(objective, "student", nets, n=2)
+    gradient(objective, "student", nets)
 
 
 def test_data_gives_the_shape_only():
   generate = SOURCE.backward_simulation(table, TIMES)
   draw = lambda x0: generate(jumps(), Batch(x0), jax.random.key(3))
-  data = batch_of(dynamics(), 4)
+  data = batch_of(dynamics(), 512)
   assert (draw(data) == draw(jnp.zeros_like(data))).all()
