@@ -26,6 +26,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 def tiny(**train):
   config = synthetic.get_config("tiny")
   config.data.path = "synthetic:clips=16,frames=4,size=16"
+  config.objective = {"name": "flow_matching"}
   config.train.update(train)
   return config
 
@@ -78,6 +79,21 @@ def test_resuming_on_another_mesh_agrees_to_rounding(teacher, tmp_path):
   assert [m["step"] for m in after] == list(range(1, 9))
   assert before[:4] == after[:4]  # not written again
   close([m["model/loss"] for m in before], [m["model/loss"] for m in after])
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_resumed_run_needs_its_place_in_the_data(teacher, tmp_path, lost):
+  workdir = tmp_path / "resumed"
+  shutil.copytree(teacher, workdir)
+  shutil.rmtree(workdir / "checkpoints" / "8")
+  if lost:  # the mutation: resuming from where the data began
+    meta = workdir / "checkpoints" / "4" / "meta" / "metadata"
+    stored = json.loads(meta.read_text())
+    stored["loader"] = setup.make_loader(stored["config"]).state()
+    meta.write_text(json.dumps(stored))
+  train.train(tiny(), workdir)
+  losses = [[m["model/loss"] for m in read_metrics(w)] for w in (teacher, workdir)]
+  assert (losses[0] == losses[1]) != lost
 
 
 STUDENT = """
@@ -297,3 +313,15 @@ def test_strings_of_an_objective_become_what_it_takes():
 def test_the_defaults_of_a_config_are_the_fields_of_the_network():
   fields = {f for f in setup.VideoDiT.__dataclass_fields__ if f not in ("parent", "name")}
   assert set(common.model()) == fields
+
+
+def test_batches_are_cut_into_context_and_what_follows_it():
+  video = np.arange(2 * 4 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 4, 3)
+  clips = {"video": video, "actions": np.ones((2, 4, 5), np.float32)}
+  batch = setup.make_prepare(setup.load_codec("pixel"), 1, actions=True)(clips)
+  expected = video.astype(np.float64) / 127.5 - 1
+  np.testing.assert_allclose(batch.cond.context, expected[:, :1], atol=1e-6)
+  np.testing.assert_allclose(batch.x0, expected[:, 1:], atol=1e-6)
+  assert batch.cond.actions.shape == (2, 4, 5)  # of all frames, the context included
+  bare = setup.make_prepare(setup.load_codec("pixel"), 0, actions=False)(clips)
+  assert bare.cond.context is None and bare.cond.actions is None and bare.x0.shape == video.shape
