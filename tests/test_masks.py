@@ -71,6 +71,19 @@ def test_a_mutated_teacher_forcing_rule_is_caught():
   assert not np.array_equal(wrong, by_definition(masks.TeacherForcing(), PACKED, PACKED))
 
 
+def test_rules_are_known_by_what_they_read():
+  read = masks.rules.fields_read
+  assert read(masks.CausalFrames()) == {"frame"}
+  assert read(masks.TeacherForcing() & masks.Window(2, 1)) == {"frame", "chunk", "role"}
+
+  class Unpacking(masks.Rule):
+    def __call__(self, q, k):
+      frame, *_ = q
+      return frame == k[0]
+
+  assert read(Unpacking()) == set(masks.TokenInfo._fields)
+
+
 def test_intersection_flattens_and_drops_full():
   a, b, c = masks.CausalFrames(), masks.Window(2), masks.Valid()
   assert (a & b) & (c & a) == masks.Intersection((a, b, c))

@@ -120,13 +120,11 @@ class Mask:
 
   def cost(self, block_q: int, block_k: int) -> tuple[int, int]:
     """How many tiles of this size are touched, and how many of those are full; of all shards."""
-    if self.static:
-      tiles = _tile_map(self, block_q, block_k)
-    elif self.at is None:
-      tiles = self._all_partial(block_q, block_k)
-    else:
-      tiles = _shard_maps(dataclasses.replace(self, at=None), block_q, block_k)
-    return int(tiles.k_count.sum()), int(tiles.k_full.sum())
+    if not self.static and self.at is None:
+      return self._all_partial(block_q, block_k).k_count.sum(), 0
+    shards = [self] if self.static else _shards(dataclasses.replace(self, at=None))
+    touched, full = zip(*(_kinds(mask, block_q, block_k) for mask in shards), strict=True)
+    return sum(int(x.sum()) for x in touched), sum(int(x.sum()) for x in full)
 
   def _all_partial(self, block_q: int, block_k: int) -> TileMap:
     shape = (-(-self.q_len // block_q), -(-self.k_len // block_k))
@@ -179,18 +177,25 @@ def tile_counts(mask: Mask, block_q: int, block_k: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _tile_map(mask: Mask, block_q: int, block_k: int) -> TileMap:
+  return _lists(*_kinds(mask, block_q, block_k))
+
+
+def _kinds(mask: Mask, block_q: int, block_k: int) -> tuple[np.ndarray, np.ndarray]:
+  """Which tiles hold an allowed pair, and which nothing else: bool `[Tq, Tk]` each."""
   counts = tile_counts(mask, block_q, block_k)
-  return _lists(counts > 0, counts == mask.batch * block_q * block_k)
+  return counts > 0, counts == mask.batch * block_q * block_k
+
+
+def _shards(mask: Mask) -> list[Mask]:
+  """The masks of every shard of queries with every shard of keys."""
+  q_infos, k_infos = (list(map(HostArray, info.value)) for info in (mask.q_info, mask.k_info))
+  return [dataclasses.replace(mask, q_info=q, k_info=k) for q in q_infos for k in k_infos]
 
 
 @functools.lru_cache(maxsize=64)
 def _shard_maps(mask: Mask, block_q: int, block_k: int) -> TileMap:
   """Tile maps of every shard of queries with every shard of keys: arrays `[Sq, Sk, ...]`."""
-  shards = [
-    _tile_map(dataclasses.replace(mask, q_info=HostArray(q), k_info=HostArray(k)), block_q, block_k)
-    for q in mask.q_info.value
-    for k in mask.k_info.value
-  ]
+  shards = [_tile_map(shard, block_q, block_k) for shard in _shards(mask)]
   shape = (len(mask.q_info.value), len(mask.k_info.value))
 
   def stack(*parts):  # lists are made as wide as the widest, by repeating their last tile

@@ -5,6 +5,7 @@ A tile function sees query-side arrays `[B, H, block_q, ...]`, key-side arrays
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from pallas_kernels.attention.mask import HostArray, Mask, TileMap
 
 Arrays = tuple[jax.Array | None, ...]
 _UNROLL = 4  # as many tiles are written out; more become a loop
+_FINE = 128  # sequences longer than this many tiles are not tried with smaller ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +38,19 @@ class Sweep:
 
   @classmethod
   def plan(cls, mask: Mask, target: int) -> "Sweep":
-    """Chooses tile sizes near `target` that cut where the attributes change, if that pays."""
+    """Chooses tile sizes up to `target` that cut where the attributes change, if that pays."""
     sizes_q = _sizes(mask.q_len, mask.q_info, target)
     sizes_k = _sizes(mask.k_len, mask.k_info, target)
-    return min((cls(mask, bq, bk) for bq in sizes_q for bk in sizes_k), key=cls._cost)
+    return min(
+      (cls(mask, bq, bk) for bq in sizes_q for bk in sizes_k), key=lambda s: s._cost(target)
+    )
 
-  def _cost(self) -> float:
-    """Pairs computed; those under a mask cost an eighth more, a tile by itself a thousand."""
+  def _cost(self, target: int) -> float:
+    """Time in units of a pair, fitted to a CPU: a tile costs 2,500 more, a mask an eighth."""
     count, full = self.mask.cost(self.block_q, self.block_k)
     pairs = self.block_q * self.block_k
-    return count * (pairs + 1000) + (count - full) * pairs / 8
+    cost = count * (pairs + 2500) + (count - full) * pairs / 8
+    return cost if self.block_q == self.block_k == target else 1.1 * cost
 
   @property
   def tiles(self) -> TileMap:
@@ -69,11 +74,12 @@ class Sweep:
     """
     lists = self.tiles[:3]
     q, k = _pad(q, self.block_q), _pad(k, self.block_k)
+    allowed = functools.partial(self._allowed, self._fields())
 
     def row(i):
       tile = _load(q, i, self.block_q)
-      body = lambda j, allowed, c: step(tile, _load(k, j, self.block_k), allowed, c)
-      return finish(tile, self._fold(lists, i, lambda j: self._allowed(i, j), body, init(tile)))
+      body = lambda j, mask, c: step(tile, _load(k, j, self.block_k), mask, c)
+      return finish(tile, self._fold(lists, i, lambda j: allowed(i, j), body, init(tile)))
 
     shapes = jax.eval_shape(lambda: row(0))
     out = tuple(_blank(x, len(lists[1]) * self.block_q) for x in shapes)
@@ -88,24 +94,24 @@ class Sweep:
     """
     lists = self.tiles[3:]
     q, k = _pad(q, self.block_q), _pad(k, self.block_k)
+    allowed = functools.partial(self._allowed, self._fields())
     tile = lambda i, j: (_load(q, i, self.block_q), _load(k, j, self.block_k))
-    q_terms, k_terms = jax.eval_shape(lambda: step(*tile(0, 0), self._allowed(0, 0)))
+    q_terms, k_terms = jax.eval_shape(lambda: step(*tile(0, 0), allowed(0, 0)))
     q_sums = jax.tree.map(lambda x: _blank(x, len(self.tiles.k_count) * self.block_q), q_terms)
     k_sums = jax.tree.map(lambda x: _blank(x, len(self.tiles.q_count) * self.block_k), k_terms)
 
     def column(j, sums):
       q_sums, k_sums = sums
 
-      def body(i, allowed, carry):
+      def body(i, mask, carry):
         q_sums, k_tile = carry
-        q_terms, k_terms = step(*tile(i, j), allowed)
+        q_terms, k_terms = step(*tile(i, j), mask)
         old = _load(q_sums, i, self.block_q)
         q_sums = _store(q_sums, jax.tree.map(jnp.add, old, q_terms), i, self.block_q)
         return q_sums, jax.tree.map(jnp.add, k_tile, k_terms)
 
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), k_terms)
-      allowed = lambda i: self._allowed(i, j)
-      q_sums, k_tile = self._fold(lists, j, allowed, body, (q_sums, zeros))
+      q_sums, k_tile = self._fold(lists, j, lambda i: allowed(i, j), body, (q_sums, zeros))
       return q_sums, _store(k_sums, k_tile, j, self.block_k)
 
     q_sums, k_sums = self._loop(0, len(lists[1]), column, (q_sums, k_sums))
@@ -132,31 +138,49 @@ class Sweep:
       carry = body(n, carry)
     return carry
 
-  def _allowed(self, i, j) -> jax.Array:
+  def _fields(self) -> tuple[Arrays, Arrays]:
+    """Padded attributes of queries and keys, each an array `[B or 1, 1, N]` of its own.
+
+    Sliced from one array, they would keep the rule from being vectorised.
+    """
+    if self.mask.rule is None:
+      return (), ()
+    q, k = (
+      tuple(jnp.asarray(info[:, None, f]) for f in range(info.shape[1]))
+      for info in self.mask.fields()
+    )
+    return _pad(q, self.block_q), _pad(k, self.block_k)
+
+  def _allowed(self, fields: tuple[Arrays, Arrays], i: Any, j: Any) -> jax.Array:
     """The mask in tile `(i, j)`: bool `[B or 1, 1, block_q, block_k]`."""
     keys = j * self.block_k + lax.broadcasted_iota(jnp.int32, (1, 1, 1, self.block_k), 3)
     allowed = keys < self.mask.k_len
     if self.mask.rule is not None:
-      q, k = map(jnp.asarray, self.mask.fields())
-      q = _load(_pad(q, self.block_q), i, self.block_q)
-      k = _load(_pad(k, self.block_k), j, self.block_k)
-      q = [q[:, f, None, :, None] for f in range(q.shape[1])]
-      k = [k[:, f, None, None, :] for f in range(k.shape[1])]
+      q = [x[..., :, None] for x in _load(fields[0], i, self.block_q)]
+      k = [x[..., None, :] for x in _load(fields[1], j, self.block_k)]
       allowed = self.mask.rule(q, k) & allowed
     return jnp.broadcast_to(allowed, (*allowed.shape[:2], self.block_q, self.block_k))
 
 
 def _sizes(length: int, info: Any, target: int) -> set[int]:
-  """Tile sizes worth trying: the target, an even split, a part or multiple of the runs' gcd."""
-  split = lambda n: -(-n // max(round(n / target), 1))
-  sizes = {split(length)}
+  """Tile sizes worth trying: the target, an even split, and what fits the runs of attributes."""
+  sizes = {-(-length // -(-length // target))}
   if isinstance(info, HostArray):
-    sizes |= {target}
     change = info.value[..., 1:] != info.value[..., :-1]
     cuts = np.flatnonzero(change.reshape(-1, length - 1).any(0)) + 1
-    step = math.gcd(length, *cuts.tolist())
-    sizes |= {split(step) if step > target else step * round(target / step)}
+    runs = np.diff(cuts, prepend=0, append=length)
+    usual, common = int(np.bincount(runs).argmax()), math.gcd(*runs.tolist())
+    sizes |= {target, _fit(usual, target), _fit(common, target)}
+    if length <= _FINE * target:
+      sizes |= {target // 2}
   return {min(size, length) for size in sizes}
+
+
+def _fit(run: int, target: int) -> int:
+  """The largest divisor or multiple of a run's length up to `target`."""
+  if run <= target:
+    return target // run * run
+  return next(size for size in range(target, 0, -1) if run % size == 0)
 
 
 def _pad(arrays: Any, block: int) -> Any:

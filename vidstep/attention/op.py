@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vidstep.attention.fused  # noqa: F401  (registers its rules)
-from pallas_kernels.attention import HostArray, reference
+from pallas_kernels.attention import reference
 from vidstep.attention.dispatch import Spec, pick
 from vidstep.attention.primitives import attention_with_lse
 from vidstep.masks import Full, Rule, TokenInfo
@@ -92,7 +92,7 @@ def prepare(
     raise ValueError(f"{mask} needs q_info, and k_info where keys are not the queries' tokens.")
   k_info = q_info if k_info is None else k_info
   static = q_info.static and k_info.static
-  infos = _pack("q_info", q_info, q, static), _pack("k_info", k_info, k, static)
+  infos = _pack(mask, "q_info", q_info, q, static), _pack(mask, "k_info", k_info, k, static)
   if static:
     return [q, k, v], Spec(mask, *infos, scale, implementation)
   return [q, k, v, *infos], Spec(mask, None, None, scale, implementation)
@@ -110,8 +110,8 @@ def _check(q: jax.Array, k: jax.Array, v: jax.Array):
     raise ValueError(f"q, k, v have one float dtype; got {q.dtype}, {k.dtype}, {v.dtype}: cast.")
 
 
-def _pack(name: str, info: TokenInfo, x: jax.Array, static: bool) -> HostArray | jax.Array:
-  fields = pack_info(info, static)
+def _pack(mask: Rule, name: str, info: TokenInfo, x: jax.Array, static: bool):
+  fields = pack_info(mask, info, static)
   shape = fields.value.shape if static else fields.shape
   if shape[2] != x.shape[1] or shape[0] not in (1, x.shape[0]):
     raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 
 from pallas_kernels.attention.mask import HostArray, Mask, TileMap
 from vidstep.masks.info import TokenInfo
-from vidstep.masks.rules import Full, Rule
+from vidstep.masks.rules import Full, Rule, fields_read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,10 @@ class FieldRule:
     return self.rule(TokenInfo(*q), TokenInfo(*k))
 
 
-def pack_info(info: TokenInfo, static: bool) -> HostArray | jax.Array:
+def pack_info(rule: Rule, info: TokenInfo, static: bool) -> HostArray | jax.Array:
   """Attributes as one int32 array `[B or 1, 4, N]`: a `HostArray` if `static`, else a JAX array.
+
+  Those that `rule` does not look at are set to 0, so that runs are as long as the mask allows.
 
   Raises:
     ValueError: for fields that are not `[N]` or `[B, N]`.
@@ -33,6 +35,8 @@ def pack_info(info: TokenInfo, static: bool) -> HostArray | jax.Array:
   if any(field.ndim not in (1, 2) for field in fields):
     raise ValueError(f"attributes are [N] or [B, N]; got {[field.shape for field in fields]}.")
   fields = [field[None] if field.ndim == 1 else field for field in fields]
+  read = fields_read(rule)
+  fields = [f if name in read else 0 * f for name, f in zip(info._fields, fields, strict=True)]
   fields = xp.stack(xp.broadcast_arrays(*fields), axis=1)
   return HostArray(fields) if static else fields
 
@@ -47,9 +51,9 @@ def kernel_mask(rule: Rule | None, q_info: TokenInfo, k_info: TokenInfo | None =
   """
   k_info = q_info if k_info is None else k_info
   q_len, k_len = np.shape(q_info.frame)[-1], np.shape(k_info.frame)[-1]
-  static = q_info.static and k_info.static
-  infos = (pack_info(info, static) for info in (q_info, k_info))
-  return Mask(q_len, k_len, FieldRule(rule or Full()), *infos)
+  rule, static = rule or Full(), q_info.static and k_info.static
+  infos = (pack_info(rule, info, static) for info in (q_info, k_info))
+  return Mask(q_len, k_len, FieldRule(rule), *infos)
 
 
 def dense(rule: Rule | None, q_info: TokenInfo, k_info: TokenInfo | None = None) -> Any:

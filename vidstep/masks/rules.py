@@ -8,6 +8,8 @@ XLA, and the inside of a kernel. `a & b` is the intersection.
 import dataclasses
 from typing import Any, Literal
 
+import numpy as np
+
 from vidstep.masks.info import CLEAN, NOISY, TokenInfo
 
 
@@ -23,6 +25,28 @@ class Rule:
     rules = [r for rule in (self, other) for r in getattr(rule, "rules", (rule,))]
     rules = tuple(dict.fromkeys(r for r in rules if r != Full()))
     return Intersection(rules) if len(rules) > 1 else rules[0] if rules else Full()
+
+
+def fields_read(rule: Rule) -> frozenset[str]:
+  """Which attributes a rule looks at: those it does not cannot change the mask."""
+  read = set()
+
+  class Spy(TokenInfo):
+    def __getattribute__(self, name):
+      if name in TokenInfo._fields:
+        read.add(name)
+      return super().__getattribute__(name)
+
+    def __iter__(self):  # whoever unpacks reads everything
+      read.update(TokenInfo._fields)
+      return super().__iter__()
+
+    def __getitem__(self, index):
+      read.update(TokenInfo._fields)
+      return super().__getitem__(index)
+
+  rule(Spy(*np.zeros((4, 1, 1), np.int32)), Spy(*np.zeros((4, 1, 1), np.int32)))
+  return frozenset(read)
 
 
 @dataclasses.dataclass(frozen=True)
