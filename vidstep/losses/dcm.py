@@ -64,9 +64,9 @@ def dcm(
     ValueError: on an unknown solver, target or distance, a skip outside 1 .. steps, or guidance
       without `unconditional`.
   """
-  _check_choice("solver", solver, ("euler", "heun"))
-  _check_choice("target", target, ("self", "ema"))
-  _check_choice("distance", distance, tuple(DISTANCES))
+  parts.check_choice("solver", solver, ("euler", "heun"))
+  parts.check_choice("target", target, ("self", "ema"))
+  parts.check_choice("distance", distance, tuple(DISTANCES))
   if not 1 <= skip <= steps:
     raise ValueError(f"skip must be between 1 and steps={steps}, got {skip}.")
   time = paths.Uniform(shift)
@@ -106,8 +106,3 @@ def _pseudo_huber(mse, c=0.00054):
 
 
 DISTANCES = {"mse": lambda mse: mse, "pseudo_huber": _pseudo_huber}
-
-
-def _check_choice(name, value, choices):
-  if value not in choices:
-    raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")

@@ -113,3 +113,9 @@ def drop_condition(cond, unconditional, probability, key, batch):
 def noise_like(key, x):
   """Standard normal noise of the shape of x, at least float32."""
   return jax.random.normal(key, x.shape, wider(x.dtype, jnp.float32))
+
+
+def check_choice(name, value, choices):
+  """Raises a ValueError that lists the choices, unless value is one of them."""
+  if value not in choices:
+    raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
