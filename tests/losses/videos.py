@@ -189,3 +189,35 @@ def wasserstein(mean_a, cov_a, mean_b, cov_b):
   cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
   gap = np.trace(cov_a) + np.trace(cov_b) - 2 * cross
   return np.sqrt(np.sum((mean_a - mean_b) ** 2) + max(gap, 0))
+
+
+# ------------------------------------------------------------------------------------------------
+# Flow maps of one Gaussian
+# ------------------------------------------------------------------------------------------------
+
+
+def numpy_average(videos, x, t, s):
+  """`(x - X) / (t - s)` with X where the flow of one Gaussian takes x [N, DIM] from t to s < t."""
+  values, vectors = np.linalg.eigh(videos.covs[0])
+  width = lambda r: np.sqrt((1 - r) ** 2 * values + r**2)
+  along = (x - (1 - t) * videos.means[0]) @ vectors
+  return (x - (1 - s) * videos.means[0] - (along * width(s) / width(t)) @ vectors.T) / (t - s)
+
+
+def average_velocity(videos):
+  """The same as a network `(x, t, cond, s=0)`, also at s = t; no division cancels in float32."""
+  values, vectors = np.linalg.eigh(videos.covs[0])
+  var, axes = jnp.float32(values)[None], jnp.float32(vectors)
+  mean = jnp.float32(videos.means)
+
+  def velocity(x, t, cond, s=None):
+    del cond
+    t = t[:, None]
+    s = jnp.zeros_like(t) if s is None else s[:, None]
+    here, there = (jnp.sqrt((1 - r) ** 2 * var + r**2) for r in (t, s))
+    pull = (var * (t + s - 2) + t + s) / (here * (here + there))
+    return ((((x.reshape(-1, DIM) - (1 - t) * mean) @ axes) * pull) @ axes.T - mean).reshape(
+      x.shape
+    )
+
+  return velocity

@@ -4,11 +4,14 @@ from vidstep.losses.base import Batch, Objective
 from vidstep.losses.dcm import dcm
 from vidstep.losses.dmd2 import dmd2
 from vidstep.losses.flow_matching import flow_matching
+from vidstep.losses.scm import scm, sct
 
 OBJECTIVES = {
   "flow_matching": flow_matching,
   "dcm": dcm,
   "dmd2": dmd2,
+  "scm": scm,
+  "sct": sct,
 }
 
-__all__ = ["OBJECTIVES", "Batch", "Objective", "dcm", "dmd2", "flow_matching"]
+__all__ = ["OBJECTIVES", "Batch", "Objective", "dcm", "dmd2", "flow_matching", "scm", "sct"]
