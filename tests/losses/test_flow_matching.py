@@ -212,5 +212,5 @@ def test_impossible_batches_are_refused():
   run = lambda **options: gradient(flow_matching(velocity, **options), jnp.float32(0), batch)
   with pytest.raises(ValueError, match="explicit text_mask"):
     run(drop=0.1, unconditional=lambda cond: cond | {"text_mask": jnp.zeros((2, 3))})
-  with pytest.raises(ValueError, match="chunk counts the frames"):
+  with pytest.raises(ValueError, match="chunks hold at least one frame"):
     run(chunk=0)

@@ -56,8 +56,8 @@ MUTANTS = {
     test_velocity.test_context_is_a_clean_prefix_at_time_zero,
   ),
   "own clean copy seen": (
-    (test_velocity, "TeacherForcing", CausalFrames),
-    test_velocity.test_teacher_forcing_lets_each_input_reach_exactly_what_it_should,
+    (test_velocity.SOURCE, "TeacherForcing", CausalFrames),
+    test_velocity.test_teacher_forcing_is_every_chunk_behind_the_clean_ones_before_it,
   ),
 }
 

@@ -1,9 +1,12 @@
 """Pieces that objectives share: precision, times a frame, guidance, means and time bins."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from vidstep import samplers
+from vidstep.masks import chunk_index
 from vidstep.paths import Uniform, wider
 
 BINS = 4
@@ -23,7 +26,8 @@ def draw_times(time, key, x0, chunk=None):
     key: PRNG key.
     x0: the videos.
     chunk: None for one time a video; k for an independent time for each k frames (diffusion
-      forcing, Chen et al. 2024; the last chunk may be shorter).
+      forcing, Chen et al. 2024; the last chunk may be shorter), (first, k) if the first chunk has
+      another length.
 
   Returns:
     float32 [B], or [B, F] where chunk is given.
@@ -34,9 +38,8 @@ def draw_times(time, key, x0, chunk=None):
   batch, frames = x0.shape[:2]
   if chunk is None:
     return time.sample(key, (batch,))
-  if chunk < 1:
-    raise ValueError(f"chunk counts the frames that share a time and must be >= 1, got {chunk}.")
-  return jnp.repeat(time.sample(key, (batch, -(-frames // chunk))), chunk, axis=1)[:, :frames]
+  index = chunk_index(frames, chunk)
+  return time.sample(key, (batch, index[-1] + 1))[:, index]
 
 
 def mean_like(error, t):
@@ -119,3 +122,20 @@ def check_choice(name, value, choices):
   """Raises a ValueError that lists the choices, unless value is one of them."""
   if value not in choices:
     raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+  """A time sampler that picks from a list, each entry as likely as any other."""
+
+  times: tuple[float, ...]
+
+  def sample(self, key, shape=()):
+    """Draws float32 times of the given shape."""
+    grid = jnp.asarray(self.times, jnp.float32)
+    return grid[jax.random.randint(key, shape, 0, len(self.times), jnp.int32)]
+
+  def cdf(self, t):
+    """Share of the list below t [N]; 1 is below nothing, so that `by_time` counts it."""
+    t = t[:, None]
+    return jnp.mean((jnp.asarray(self.times, jnp.float32)[None] < t) | (t >= 1), 1, jnp.float32)

@@ -83,12 +83,12 @@ def concat_info(*infos: TokenInfo) -> TokenInfo:
   return TokenInfo(*(xp.concatenate(fields, axis=-1) for fields in zip(*infos, strict=True)))
 
 
-def chunk_index(frames: int, size: int, first: int | None = None) -> np.ndarray:
+def chunk_index(frames: int, size: int | tuple[int, int], first: int | None = None) -> np.ndarray:
   """Chunk of every frame: `first` frames, then chunks of `size`, the last one what remains.
 
   Args:
     frames: number of latent frames.
-    size: frames in a chunk.
+    size: frames in a chunk; or (first, size), both in one.
     first: frames in the first chunk (1 when the clip opens on an image); `size` if left out.
 
   Returns:
@@ -97,6 +97,8 @@ def chunk_index(frames: int, size: int, first: int | None = None) -> np.ndarray:
   Raises:
     ValueError: for a size below one.
   """
+  if np.ndim(size):
+    first, size = size
   first = size if first is None else first
   if size < 1 or first < 1:
     raise ValueError(f"chunks hold at least one frame; got size={size}, first={first}.")

@@ -27,6 +27,8 @@ def check_inputs(model, x, t, s, cond, layout, cache):
     raise NotImplementedError("key-value caches are not supported yet; pass cache=None.")
   if cond.context is not None:
     raise ValueError("pack cond.context in front of x first (layout.pack, or use velocity_fn).")
+  if cond.clean is not None:
+    raise ValueError("pack cond.clean in front of x first (layout.teacher_forcing or velocity_fn).")
   if x.ndim != 5:
     raise ValueError(f"x must be [B, F, H, W, C], but has shape {x.shape}.")
   b, f, h, w, c = x.shape

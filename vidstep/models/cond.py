@@ -22,6 +22,8 @@ class Cond:
       `actions[:, f]` leads INTO frame f; the zero vector is the null action.
     image: [B, n+F, H, W, Ci], concatenated to the channels of the frames.
     context: [B, n, H, W, C] clean first frames, which precede the noisy ones.
+    clean: [B, F, H, W, C] the frames that are denoised, without noise: teacher forcing. A causal
+      network reads the chunks before the one that it denoises; any other never sees them.
   """
 
   text: jax.Array | None = None
@@ -30,6 +32,7 @@ class Cond:
   actions: jax.Array | None = None
   image: jax.Array | None = None
   context: jax.Array | None = None
+  clean: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -51,7 +54,8 @@ def null_cond(cond: Cond) -> Cond:
   """The unconditional counterpart of `cond`, for guidance and for condition dropout.
 
   Actions become the null action (zeros, which no recorded action is: an untouched button is -1)
-  and the text is masked out. Context and image stay: they say which video, not what happens in it.
+  and the text is masked out. Context, clean frames and image stay: they say which video, not what
+  happens in it.
 
   Args:
     cond: the condition.

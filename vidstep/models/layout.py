@@ -46,7 +46,7 @@ def pack(x, t, cond: Cond, *, clean, clean_frames=None, noisy_frames=None, chunk
     x: [B, F, H, W, C] noisy frames.
     t: [B] or [B, F] float32, their times (1 is noise).
     cond: `actions` and `image`, if given, have one entry for every frame of the video; they are
-      gathered by frame number. `context` is replaced by `clean`.
+      gathered by frame number. `clean` takes the place of `context` and `cond.clean`.
     clean: [B, n, H, W, C] clean frames.
     clean_frames: n frame numbers; default 0 .. n-1.
     noisy_frames: F frame numbers; default n .. n+F-1.
@@ -77,6 +77,7 @@ def pack(x, t, cond: Cond, *, clean, clean_frames=None, noisy_frames=None, chunk
     actions=_gather("actions", cond.actions, number, frames),
     image=_gather("image", cond.image, number, frames),
     context=None,
+    clean=None,
   )
   x = jnp.concatenate([clean.astype(x.dtype), x], axis=1)
   return x, pack_time(t, layout), cond, layout
@@ -112,7 +113,9 @@ def unpack(y, layout: Layout):
 
 
 def teacher_forcing(x, t, cond: Cond, *, clean, chunks=None, mask=None):
-  """Packs noisy frames 0 .. F-1 behind the clean ones of the same video, last clean chunk dropped.
+  """Packs the noisy frames of a video behind its clean ones, the last clean chunk dropped.
+
+      [context 0 .. n-1 | clean n .. n+F-1, but for the last chunk | noisy n .. n+F-1]
 
   Nothing reads the last clean chunk: a noisy chunk sees the clean chunks before it. Without it,
   attention over equal chunks costs exactly N^2.
@@ -120,29 +123,33 @@ def teacher_forcing(x, t, cond: Cond, *, clean, chunks=None, mask=None):
   Args:
     x: [B, F, H, W, C] noisy frames.
     t: [B] or [B, F] float32.
-    cond: as in `pack`.
+    cond: as in `pack`; with `context`, frames are numbered from its first one.
     clean: [B, F, H, W, C] the same frames without noise.
     chunks: as in `pack`.
     mask: rule; `vidstep.masks.TeacherForcing()` makes it causal.
 
   Returns:
-    As `pack`, with F minus the length of the last chunk clean frames.
+    As `pack`, with n + F minus the length of the last chunk clean frames.
 
   Raises:
-    ValueError: if `clean` and `x` differ in shape.
+    ValueError: if `clean` and `x` differ in shape, or a chunk holds context and noisy frames.
   """
   if clean.shape != x.shape:
     raise ValueError(f"teacher forcing needs clean {clean.shape} and noisy {x.shape} alike.")
-  frames = np.arange(x.shape[1], dtype=np.int32)
+  n = 0 if cond.context is None else cond.context.shape[1]
+  frames = np.arange(n + x.shape[1], dtype=np.int32)
   chunk = _chunk_of(frames, chunks)
+  if n and chunk[n - 1] == chunk[n]:
+    raise ValueError(f"chunk {chunk[n]} holds context and noisy frames: a chunk must begin at {n}.")
   kept = frames[chunk != chunk[-1]]
+  past = clean if n == 0 else jnp.concatenate([cond.context.astype(clean.dtype), clean], axis=1)
   return pack(
     x,
     t,
     cond,
-    clean=clean[:, : len(kept)],
+    clean=past[:, : len(kept)],
     clean_frames=kept,
-    noisy_frames=frames,
+    noisy_frames=frames[n:],
     chunks=chunks,
     mask=mask,
   )
