@@ -2,8 +2,9 @@
 
   python -m experiments.train --config=configs/synthetic.py --workdir=runs/synthetic
 
-Hardware: two CPU cores. Time: under a minute, most of it compilation. Expected: loss below 1 after
-200 steps (3 at the start). `:tiny` is smaller still and stops after 8 steps: the one for tests.
+Hardware: two CPU cores. Time: under a minute, some of it compilation. Expected: the loss falls from
+1.0 to about 0.08 in 200 steps; pictures show floor and shapes under grain. `:tiny` is smaller still
+and stops after 8 steps: the one for tests.
 """
 
 from configs.common import base, net
@@ -21,6 +22,8 @@ def get_config(arg=None):
   config.model.dim = 64
   config.model.depth = 2
   config.model.prediction = "x0"
+  # x0-prediction has a velocity error of 1/t: the bell takes the ends of time out of the loss.
+  config.objective = {"name": "flow_matching", "weight": "bell"}
   config.optim.warmup = 20
   config.optim.ema = "constant:0.99"
   config.nets.model = net()

@@ -68,6 +68,9 @@ def run(main):
         raise
       _fail("interrupted; the same command goes on from the last checkpoint.", 130)
 
+  for name in ("config", "workdir", "debug", "compilation_cache"):
+    if name in flags.FLAGS:  # in --help, which otherwise lists those of the entry point's own file
+      flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   app.run(guarded, flags_parser=_parse)
 
 
