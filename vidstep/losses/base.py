@@ -16,10 +16,13 @@ class Batch:
     x0: [B, F, H, W, C] clean video or latents (data prediction target, t = 0).
     cond: any pytree with leading axis B; only the velocity functions look inside. Teacher forcing
       puts the clean frames in here, so a causal objective is the same objective.
+    path: [B, K, F, H, W, C] states of a teacher's ODE that ended in x0, at K times that its reader
+      knows, path[:, 0] at t = 1 (`kd`); None where nobody reads it.
   """
 
   x0: jax.Array
   cond: Any = None
+  path: jax.Array | None = None
 
 
 # velocity(params, x [B, F, H, W, C], t [B] or [B, F] float32, cond) -> v, shaped like x.
