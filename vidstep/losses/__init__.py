@@ -1,11 +1,13 @@
 """Objectives: pure losses over velocity functions, one file each."""
 
 from vidstep.losses.base import Batch, Objective
+from vidstep.losses.causvid import causvid
 from vidstep.losses.dcm import dcm
 from vidstep.losses.dmd2 import dmd2
 from vidstep.losses.flow_matching import flow_matching
 from vidstep.losses.kd import kd
 from vidstep.losses.scm import scm, sct
+from vidstep.losses.self_forcing import self_forcing
 
 OBJECTIVES = {
   "flow_matching": flow_matching,
@@ -14,6 +16,20 @@ OBJECTIVES = {
   "scm": scm,
   "sct": sct,
   "kd": kd,
+  "self_forcing": self_forcing,
+  "causvid": causvid,
 }
 
-__all__ = ["OBJECTIVES", "Batch", "Objective", "dcm", "dmd2", "flow_matching", "kd", "scm", "sct"]
+__all__ = [
+  "OBJECTIVES",
+  "Batch",
+  "Objective",
+  "causvid",
+  "dcm",
+  "dmd2",
+  "flow_matching",
+  "kd",
+  "scm",
+  "sct",
+  "self_forcing",
+]

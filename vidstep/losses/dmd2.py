@@ -83,10 +83,7 @@ def backward_simulation(velocity: Velocity, times: Sequence[float]) -> Generate:
   Raises:
     ValueError: if times do not start at 1 and fall strictly, staying positive.
   """
-  times = tuple(float(t) for t in times)
-  falling = all(a > b for a, b in itertools.pairwise((*times, 0.0)))
-  if not times or times[0] != 1 or not falling:
-    raise ValueError(f"times must start at 1 and fall strictly, staying positive, got {times}.")
+  times = check_times(times)
 
   def generate(params, batch, key):
     depth_key, noise_key = jax.random.split(key)
@@ -110,6 +107,15 @@ def backward_simulation(velocity: Velocity, times: Sequence[float]) -> Generate:
     return jump(params, jax.lax.stop_gradient(x), last)
 
   return generate
+
+
+def check_times(times):
+  """A student's times as a tuple; ValueError unless they start at 1 and fall, staying positive."""
+  times = tuple(float(t) for t in times)
+  falling = all(a > b for a, b in itertools.pairwise((*times, 0.0)))
+  if not times or times[0] != 1 or not falling:
+    raise ValueError(f"times must start at 1 and fall strictly, staying positive, got {times}.")
+  return times
 
 
 def distribution_matching(
