@@ -19,6 +19,7 @@ from pallas_kernels.attention.mask import HostArray, Mask, TileMap
 
 Arrays = tuple[jax.Array | None, ...]
 _UNROLL = 4  # as many tiles are written out; more become a loop
+_STRETCH = 1.6  # tiles may be this much wider than the target where they then end with the runs
 _FINE = 128  # sequences longer than this many tiles are not tried with smaller ones
 
 
@@ -38,7 +39,7 @@ class Sweep:
 
   @classmethod
   def plan(cls, mask: Mask, target: int) -> "Sweep":
-    """Chooses tile sizes up to `target` that cut where the attributes change, if that pays."""
+    """Chooses tile sizes near `target` that cut where the attributes change, if that pays."""
     sizes_q = _sizes(mask.q_len, mask.q_info, target)
     sizes_k = _sizes(mask.k_len, mask.k_info, target)
     return min(
@@ -170,7 +171,8 @@ def _sizes(length: int, info: Any, target: int) -> set[int]:
     cuts = np.flatnonzero(change.reshape(-1, length - 1).any(0)) + 1
     runs = np.diff(cuts, prepend=0, append=length)
     usual, common = int(np.bincount(runs).argmax()), math.gcd(*runs.tolist())
-    sizes |= {target, _fit(usual, target), _fit(common, target)}
+    widest = int(_STRETCH * target)
+    sizes |= {target, *(_fit(run, top) for run in (usual, common) for top in (target, widest))}
     if length <= _FINE * target:
       sizes |= {target // 2}
   return {min(size, length) for size in sizes}
