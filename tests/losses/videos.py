@@ -121,7 +121,8 @@ def residual(params, x, t):
   flat = x.reshape(-1, DIM)
   each = jnp.einsum("kij,nj->nki", params["A"], flat) + params["b"][None]
   t = jnp.broadcast_to(t.reshape(t.shape + (1,) * (2 - t.ndim)), (x.shape[0], FRAMES))
-  powers = t[:, None, :] ** jnp.arange(len(params["b"]), dtype=t.dtype)[None, :, None]
+  # A stack, as XLA on CPUs miscompiles `t ** arange` where it fuses it with the product above.
+  powers = jnp.stack([t**k for k in range(len(params["b"]))], 1)
   each = each.reshape(x.shape[0], -1, FRAMES, CHANNELS) * powers[..., None]
   return jnp.sum(each, 1).reshape(x.shape)
 
