@@ -7,7 +7,7 @@ The oracle shares no code with any kernel. Masks come from the caller.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from pallas_kernels.attention.mask import Mask
 
 BARS = {"float32": 3e-6, "bfloat16": 1e-2, "float64": 1e-12}
 ALL = (True, True, True)
+PARTS = ("forward", "tangent", "backward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,22 +94,31 @@ def oracle(problem: Problem, live: tuple[bool, bool, bool] = ALL) -> dict[str, n
 
 
 def run(
-  kernel: Kernel, problem: Problem, live: tuple[bool, bool, bool] = ALL
+  kernel: Kernel,
+  problem: Problem,
+  live: tuple[bool, bool, bool] = ALL,
+  parts: Collection[str] = PARTS,
 ) -> dict[str, jax.Array]:
-  """All outputs of all of a kernel's functions; those of the fused one carry a prime.
+  """All outputs of a kernel's functions; those of the fused one carry a prime.
 
-  Tangents are taken in the arrays that are `live`, and gradients wanted of the same ones.
+  Args:
+    kernel: what is run.
+    problem: the call.
+    live: in which of q, k, v tangents are taken, and of which gradients are wanted.
+    parts: the functions that are run, for kernels that refuse one; "forward" always is.
   """
   mask, scale = problem.mask, problem.scale
   dx = [t if alive else None for t, alive in zip(problem.dx, live, strict=True)]
   (q, k, v), (co, clse) = problem.x, problem.cotangents
   out = {}
   out["o"], out["lse"] = o, lse = kernel.forward(q, k, v, mask, scale=scale)
-  out["do"], out["dlse"] = kernel.tangent(q, k, v, o, lse, *dx, mask, scale=scale)
-  delta = jnp.einsum("bqhd,bqhd->bhq", co.astype(lse.dtype), o.astype(lse.dtype)) - clse
-  grads = kernel.backward(q, k, v, lse, co, delta, mask, scale=scale, wanted=live)
-  out |= {name: g for name, g in zip(("dq", "dk", "dv"), grads, strict=True) if g is not None}
-  if kernel.forward_tangent is not None:
+  if "backward" in parts:
+    delta = jnp.einsum("bqhd,bqhd->bhq", co.astype(lse.dtype), o.astype(lse.dtype)) - clse
+    grads = kernel.backward(q, k, v, lse, co, delta, mask, scale=scale, wanted=live)
+    out |= {name: g for name, g in zip(("dq", "dk", "dv"), grads, strict=True) if g is not None}
+  if "tangent" in parts:
+    out["do"], out["dlse"] = kernel.tangent(q, k, v, o, lse, *dx, mask, scale=scale)
+  if "tangent" in parts and kernel.forward_tangent is not None:
     fused = kernel.forward_tangent(q, k, v, *dx, mask, scale=scale)
     out |= dict(zip(("o'", "lse'", "do'", "dlse'"), fused, strict=True))
   return out
