@@ -158,7 +158,7 @@ def _consistency(
     t = parts.draw_times(time, time_key, x0, chunk)
     eps = parts.noise_like(noise_key, x0)
     x = paths.interpolate(x0, eps, t)
-    v = jax.lax.stop_gradient(parts.wide(field(nets, x, t, batch.cond, x0, eps)))
+    v = parts.wide(field(nets, x, t, batch.cond, x0, eps))
     network = lambda params, x, t: velocity(params, x, t, batch.cond)
     along = lambda *where: tangents.derivative(*where, tangent=tangent, delta=delta)
     value, g = PATHS[path](network, trainable, x, t, v, tangents.warmed_up(step, warmup), along)

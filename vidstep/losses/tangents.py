@@ -11,7 +11,7 @@ NORMS = ("rms", "l2", "none")
 
 
 def derivative(fn, params, x, times, dx, dtimes, *, tangent="jvp", delta=1e-3):
-  """`F = fn(params, x, *times)` and `dF`, its derivative along `(dx, *dtimes)`, which is stopped.
+  """`F = fn(params, x, *times)` and `dF`, its derivative along `(dx, *dtimes)`.
 
       jvp          (F, dF) = jax.jvp: one pass, and the F that comes with dF is the one that the
                    loss differentiates; no forward is spent on dF alone
@@ -24,9 +24,11 @@ def derivative(fn, params, x, times, dx, dtimes, *, tangent="jvp", delta=1e-3):
   at the default, more than F itself in bfloat16. They look back along a direction which objectives
   scale by the length of their interval, `(t - s) (dx/dt, 1)`: times then stay between s and t.
 
+  Stop the gradient of whatever is made of dF: attention kernels have no second derivatives.
+
   Args:
     fn: `fn(params, x, *times) -> F`, shaped like x.
-    params: of the network; F is differentiable in them, dF is not.
+    params: of the network.
     x: state.
     times: tuple of times, `[B]` or `[B, F]`.
     dx: direction of x.
@@ -37,7 +39,7 @@ def derivative(fn, params, x, times, dx, dtimes, *, tangent="jvp", delta=1e-3):
   Returns:
     F and dF, both float32 or wider.
   """
-  x, dx = parts.wide(x), jax.lax.stop_gradient(parts.wide(dx))
+  x, dx = parts.wide(x), parts.wide(dx)
   pairs = zip(times, dtimes, strict=True)
   dtimes = [jnp.zeros_like(t) if d is None else d.astype(t.dtype) for t, d in pairs]
   live = lambda x, *times: parts.wide(fn(params, x, *times))
@@ -54,7 +56,7 @@ def derivative(fn, params, x, times, dx, dtimes, *, tangent="jvp", delta=1e-3):
   else:
     value = live(x, *times)
     change = (value - before(x - delta * dx)) / delta
-  return value, jax.lax.stop_gradient(change)
+  return value, change
 
 
 def normalize(g, t, *, norm="rms", power=1, c=0.1):
