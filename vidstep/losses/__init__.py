@@ -8,6 +8,7 @@ from vidstep.losses.flow_matching import flow_matching
 from vidstep.losses.kd import kd
 from vidstep.losses.scm import scm, sct
 from vidstep.losses.self_forcing import self_forcing
+from vidstep.losses.sid import sid
 
 OBJECTIVES = {
   "flow_matching": flow_matching,
@@ -16,6 +17,7 @@ OBJECTIVES = {
   "scm": scm,
   "sct": sct,
   "kd": kd,
+  "sid": sid,
   "self_forcing": self_forcing,
   "causvid": causvid,
 }
@@ -32,4 +34,5 @@ __all__ = [
   "scm",
   "sct",
   "self_forcing",
+  "sid",
 ]

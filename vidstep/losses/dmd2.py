@@ -161,45 +161,82 @@ def distribution_matching(
   Raises:
     ValueError: if ratio < 2, or guidance comes without `unconditional`.
   """
-  if ratio < 2:
-    raise ValueError(f"ratio must be at least 2 (one update of the student in 2), got {ratio}.")
   teacher = parts.apply_guidance(teacher, guidance, unconditional)
-
-  def diffuse(x0, key):
-    time_key, noise_key = jax.random.split(key)
-    t = parts.draw_times(time, time_key, x0)
-    eps = parts.noise_like(noise_key, x0)
-    return paths.interpolate(x0, eps, t), t, eps
 
   def student_loss(trainable, nets, aux, batch, key, step):
     del step
     generate_key, diffuse_key = jax.random.split(key)
     x0 = parts.wide(generate(trainable, batch, generate_key))
-    x_t, t, _ = diffuse(jax.lax.stop_gradient(x0), diffuse_key)
-    v_fake = parts.wide(fake(network(nets, "fake"), x_t, t, batch.cond))
-    v_teacher = parts.wide(teacher(network(nets, "teacher"), x_t, t, batch.cond))
-    x0_fake, x0_teacher = paths.x0_from_v(x_t, v_fake, t), paths.x0_from_v(x_t, v_teacher, t)
-    size = jnp.maximum(parts.mean_like(jnp.abs(x0 - x0_teacher), t), 1e-5)
-    direction = (x0_fake - x0_teacher) / paths.expand(size, x0)
-    value = scale * jnp.mean((x0 - jax.lax.stop_gradient(x0 - direction)) ** 2)
-    gap = parts.mean_like(jnp.abs(direction), t)
-    metrics = {"loss": value, "gap": jnp.mean(gap), "normalizer": jnp.mean(size)}
-    return value, ({**metrics, **parts.by_time("gap", gap, t, time)}, aux)
+    x_t, t, _ = diffuse(time, jax.lax.stop_gradient(x0), diffuse_key)
+    direction, metrics = score_gap(nets, teacher, fake, x0, x_t, t, batch.cond, time)
+    value = scale * pull(x0, direction)
+    return value, ({"loss": value, **metrics}, aux)
 
-  def fake_loss(trainable, nets, aux, batch, key, step):
+  return Objective(
+    roles=("student", "fake"),
+    loss={"student": student_loss, "fake": fake_regression(generate, fake, time)},
+    due=student_last(ratio, ("fake",)),
+    frozen=("teacher",),
+  )
+
+
+# ------------------------------------------------------------------------------------------------
+# What the family shares
+# ------------------------------------------------------------------------------------------------
+
+
+def diffuse(time, x0, key):
+  """`x_t = (1 - t) x0 + t eps` with fresh t [B] and eps; returns (x_t, t, eps)."""
+  time_key, noise_key = jax.random.split(key)
+  t = parts.draw_times(time, time_key, x0)
+  eps = parts.noise_like(noise_key, x0)
+  return paths.interpolate(x0, eps, t), t, eps
+
+
+def score_gap(nets, teacher, fake, x0, x_t, t, cond, time):
+  """`(f_fake - f_T) / n` at x_t, the way down KL(student | teacher), and its metrics.
+
+  n = max(mean |x0 - f_T|, 1e-5) for each sample; f(x, t) = x - t v(x, t). The metrics are `gap`,
+  its quarters of time and `normalizer`.
+  """
+  v_fake = parts.wide(fake(network(nets, "fake"), x_t, t, cond))
+  v_teacher = parts.wide(teacher(network(nets, "teacher"), x_t, t, cond))
+  x0_fake, x0_teacher = paths.x0_from_v(x_t, v_fake, t), paths.x0_from_v(x_t, v_teacher, t)
+  size = jnp.maximum(parts.mean_like(jnp.abs(x0 - x0_teacher), t), 1e-5)
+  direction = (x0_fake - x0_teacher) / paths.expand(size, x0)
+  gap = parts.mean_like(jnp.abs(direction), t)
+  metrics = {"gap": jnp.mean(gap), "normalizer": jnp.mean(size)}
+  return direction, {**metrics, **parts.by_time("gap", gap, t, time)}
+
+
+def pull(x0, direction):
+  """`mean |x0 - sg[x0 - direction]|^2`, whose gradient in x0 is 2 direction / D."""
+  return jnp.mean((x0 - jax.lax.stop_gradient(x0 - direction)) ** 2)
+
+
+def fake_regression(generate: Generate, fake: Velocity, time):
+  """The loss of the role "fake": flow matching on the samples of the role "student"."""
+
+  def loss(trainable, nets, aux, batch, key, step):
     del step
     generate_key, diffuse_key = jax.random.split(key)
     x0 = jax.lax.stop_gradient(generate(network(nets, "student"), batch, generate_key))
     x0 = parts.wide(x0)
-    x_t, t, eps = diffuse(x0, diffuse_key)
+    x_t, t, eps = diffuse(time, x0, diffuse_key)
     v = parts.wide(fake(trainable, x_t, t, batch.cond))
     error = parts.mean_like((v - paths.velocity(x0, eps)) ** 2, t)
     value = jnp.mean(error)
     return value, ({"loss": value, **parts.by_time("loss", error, t, time)}, aux)
 
-  return Objective(
-    roles=("student", "fake"),
-    loss={"student": student_loss, "fake": fake_loss},
-    due=lambda step: ("student",) if (step + 1) % ratio == 0 else ("fake",),
-    frozen=("teacher",),
-  )
+  return loss
+
+
+def student_last(ratio: int, others: tuple[str, ...]):
+  """The student at every ratio-th step, the last of each group; the others at all other steps.
+
+  Raises:
+    ValueError: if ratio < 2.
+  """
+  if ratio < 2:
+    raise ValueError(f"ratio must be at least 2 (one update of the student in 2), got {ratio}.")
+  return lambda step: ("student",) if (step + 1) % ratio == 0 else others
