@@ -36,6 +36,13 @@ def base() -> ConfigDict:
   config.train.accumulate = 1  # microbatches in a step
   config.train.keep = 2  # checkpoints
 
+  # A look at samples of fixed conditions and noise, and warnings in words (docs/diagnosis.md).
+  config.diagnose = ConfigDict()
+  config.diagnose.every = 0  # steps between looks; 0: with train.sample_every
+  config.diagnose.samples = 4  # of each of the eval.videos conditions
+  config.diagnose.stop = False  # stop, with a checkpoint, when a collapse has stood
+  config.diagnose.patience = 3  # for so many looks
+
   config.mesh = ConfigDict()
   config.mesh.data = -1  # -1: all devices that fsdp leaves
   config.mesh.fsdp = 1

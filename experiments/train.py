@@ -8,6 +8,7 @@ command again resumes from the last checkpoint in --workdir, bit for bit as if i
 What a run leaves in --workdir:
   config.json      the resolved config
   metrics.jsonl    one JSON object a step; events/ is the same for TensorBoard
+  diagnosis.jsonl  what looked wrong, since when, and what to try (docs/diagnosis.md)
   checkpoints/     the last ones; name a network in them as "workdir:role:ema"
   samples/         pictures drawn while training: real above drawn
   nonfinite/       only after an abort: state, batch and metrics of a step that was not finite
@@ -17,9 +18,11 @@ What a run leaves in --workdir:
 import functools
 import json
 import pathlib
+import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from PIL import Image
@@ -30,8 +33,10 @@ from experiments import setup as build
 from vidstep.parallel.mesh import make_mesh
 from vidstep.parallel.sharding import batch_sharding, check_batch, replicated, state_sharding
 from vidstep.training.checkpoint import Checkpoints
-from vidstep.training.log import MetricsLog
+from vidstep.training.diagnosis import Collapsed, Diagnosis
+from vidstep.training.log import MetricsLog, read_metrics
 from vidstep.training.picture import side_by_side
+from vidstep.training.probe import probe
 from vidstep.training.state import all_networks
 from vidstep.training.step import make_step
 
@@ -45,7 +50,11 @@ def main(argv):
   del argv
   if CONFIG.value is None:
     raise ValueError("Which experiment? Give --config=configs/....py (see configs/).")
-  train(CONFIG.value, WORKDIR.value, wandb=WANDB.value, profile=PROFILE.value)
+  try:
+    train(CONFIG.value, WORKDIR.value, wandb=WANDB.value, profile=PROFILE.value)
+  except Collapsed as reason:
+    print(f"stopped: {reason}", file=sys.stderr)
+    sys.exit(3)
 
 
 def train(config, workdir, *, wandb=None, profile=None):
@@ -125,18 +134,32 @@ def train(config, workdir, *, wandb=None, profile=None):
     return compiled[roles]
 
   # ----------------------------------------------------------------------------------------------
-  # Samples
+  # Samples: a few of the same conditions from the same noise throughout the run
   # ----------------------------------------------------------------------------------------------
+  watched = config["diagnose"]
+  seeds, look_every = watched["samples"], watched["every"] or settings["sample_every"]
+  if seeds < 1:
+    raise ValueError(
+      f"diagnose.samples={seeds}: give how often each condition is drawn, 1 or more."
+    )
   draw = jax.jit(build.make_sample_fn(run), out_shardings=everywhere)
-  shown = jax.device_put(build.sample_batch(run), everywhere)
+  repeated = lambda x: jnp.tile(x, (seeds,) + (1,) * (x.ndim - 1))
+  shown = jax.device_put(jax.tree.map(repeated, build.sample_batch(run)), everywhere)
 
-  def sample(step):
+  def look(step):
+    """What a probe of the samples measures; their picture at every sample_every-th step."""
     params = all_networks(state, frozen)[f"{objective.roles[0]}.ema"]
-    real, drawn = jax.device_get(draw(params, shown, key))
-    picture = side_by_side(real, drawn)
-    (workdir / "samples").mkdir(exist_ok=True)
-    Image.fromarray(picture).save(workdir / "samples" / f"step_{step:07d}.png")
-    log.image(step, "samples", picture)
+    videos = jax.device_get(draw(params, shown, key))
+    real, drawn = (x.reshape(seeds, -1, *x.shape[1:]) for x in videos)
+    if due(step, settings["sample_every"]):
+      picture = side_by_side(real[0], drawn[0])
+      (workdir / "samples").mkdir(exist_ok=True)
+      Image.fromarray(picture).save(workdir / "samples" / f"step_{step:07d}.png")
+      log.image(step, "samples", picture)
+    return probe(real[0], drawn, context=config["data"]["context"])
+
+  def due(step, every):
+    return every > 0 and (step == 1 or step % every == 0 or step == stop)
 
   # ----------------------------------------------------------------------------------------------
   # The loop
@@ -146,6 +169,7 @@ def train(config, workdir, *, wandb=None, profile=None):
     checkpoints.close()
     return state
   log = MetricsLog(workdir, start=start, every=settings["log_every"], wandb=wandb, config=config)
+  diagnosis = Diagnosis(read_metrics(workdir), total=stop, path=workdir / "diagnosis.jsonl")
   batch, position = next_batch()
   bar = tqdm(
     initial=start, total=stop, unit="step", dynamic_ncols=True, mininterval=1, smoothing=0.05
@@ -165,7 +189,11 @@ def train(config, workdir, *, wandb=None, profile=None):
 
       metrics = jax.device_get(metrics)
       metrics["seconds"] = time.perf_counter() - begin
+      if due(number, look_every):
+        metrics |= look(number)
       log.write(number, metrics)
+      for finding in diagnosis.update(number, metrics):
+        say(f"step {number}, {finding.severity}: {finding.text}")
       if not all(np.isfinite(value) for value in metrics.values()):
         dump(workdir, state, used, used_position, number, metrics, run)
       if number == last:
@@ -175,10 +203,14 @@ def train(config, workdir, *, wandb=None, profile=None):
       bar.set_postfix(losses, refresh=False)
       bar.update()
 
-      if number % settings["save_every"] == 0 or number == stop:
+      collapse = diagnosis.collapse(watched["patience"]) if watched["stop"] else None
+      if number % settings["save_every"] == 0 or number == stop or collapse:
         checkpoints.save(state, config=config, loader=used_position, references=run.references)
-      if settings["sample_every"] and (number % settings["sample_every"] == 0 or number == stop):
-        sample(number)
+      if collapse:
+        raise Collapsed(
+          f"step {number}: {collapse.text} The checkpoint of this step is saved; the same command "
+          "with --config.diagnose.stop=False goes on from it."
+        )
   finally:
     bar.close()
     log.close()

@@ -1,0 +1,97 @@
+"""Detectors of a fake score that is not updated, or cannot follow the student."""
+
+import numpy as np
+
+from vidstep.training.detectors.findings import LIMITS, Finding
+from vidstep.training.history import History
+
+
+def fake_score(history: History):
+  """A fake score that is not updated, or cannot follow the student."""
+  found = []
+  for student in matched_roles(history):
+    steps, _ = history.series(f"{student}/gap")
+    fakes = [role for role in history.roles() if role != student]
+    if not fakes and len(steps) >= LIMITS.missed:
+      found.append(
+        Finding(
+          "fake_frozen",
+          "collapse",
+          int(steps[0]),
+          f"{student} has been updated {len(steps)} times and no fake score once",
+          "The gap that it follows says nothing about its own samples.",
+          "Let `due` of the objective name the fake's role; in a config: objective.ratio >= 2.",
+        )
+      )
+    for fake in fakes:
+      found += _stopped(history, student, fake) or _lagging(history, student, fake)
+  return found
+
+
+def _stopped(history, student, fake):
+  last = missed_since(history, student, fake)
+  if last is None:
+    return []
+  missed = int(np.sum(history.series(f"{student}/gap")[0] > last))
+  return [
+    Finding(
+      "fake_frozen",
+      "collapse",
+      last,
+      f"{fake} has not been updated while {student} was {missed} times",
+      "The student now runs away from a score of what it used to draw.",
+      f"Let `due` of the objective name {fake} again; in a config: objective.ratio.",
+    )
+  ]
+
+
+def _lagging(history, student, fake):
+  _, loss = history.windows(f"{fake}/loss")
+  steps, gap = history.windows(f"{student}/gap")
+  if min(len(loss), len(gap)) < LIMITS.windows:
+    return []
+  start = min(loss[:2].mean(), np.median(loss[:-2]))
+  middle = np.median(gap[:-2])
+  rise, growth = loss[-2:].mean() / max(start, 1e-12), gap[-2:].mean() / max(middle, 1e-12)
+  if rise < LIMITS.lag_loss or growth < LIMITS.lag_gap:
+    return []
+  return [
+    Finding(
+      "fake_lagging",
+      "warning",
+      int(steps[np.argmax(gap > middle)]),
+      f"the loss of {fake} is {rise:.1f} times its start and the score gap of {student} "
+      f"{growth:.1f} times its median, both rising",
+      "The student moves faster than the fake score can follow.",
+      f"Raise objective.ratio or nets.{fake}.optim.lr, or lower nets.{student}.optim.lr.",
+    )
+  ]
+
+
+def matched_roles(history):
+  """Roles that follow a gap between two scores."""
+  return [name.removesuffix("/gap") for name in history.names("/gap")]
+
+
+def missed_since(history, student, fake):
+  """The fake's last update, if the student has had many since; None if all is well."""
+  steps, _ = history.series(f"{fake}/grad_norm")
+  of_student, _ = history.series(f"{student}/gap")
+  usual = max(int(np.median(np.diff(steps))), 1) if len(steps) > 1 else 1
+  late = history.step - steps[-1] > LIMITS.missed * usual
+  return int(steps[-1]) if late and np.sum(of_student > steps[-1]) >= LIMITS.missed else None
+
+
+def fake_state(history):
+  for student in matched_roles(history):
+    for fake in history.roles():
+      last = None if fake == student else missed_since(history, student, fake)
+      if last is not None:
+        return f" The score {fake!r} has not been updated since step {last}."
+  return ""
+
+
+def distillation_advice(history):
+  for student in matched_roles(history):
+    return f"Raise objective.ratio or lower nets.{student}.optim.lr."
+  return "Lower optim.lr; check the stop-gradients of the target and its anchor at t = 0."
