@@ -214,11 +214,11 @@ def test_the_gradient_is_that_of_the_closed_form(target):
     ("jump(other, x_t1, t1", "jump(other, x_t0, t1"),
     ("jump(trainable, x_t0, t0", "jump(trainable, x_t1, t0"),
     ("return x - dt * v", "return x + dt * v"),
-    ('network(nets, "student.ema")', "trainable"),
+    ('network(nets, f"{role}.ema")', "trainable"),
   ],
 )
 def test_a_wrong_objective_fails_the_proof(old, new):
-  target = "ema" if "student.ema" in old else "self"
+  target = "ema" if ".ema" in old else "self"
   assert_caught(check_gradient, mutant(SOURCE, old, new), target)
 
 
@@ -323,6 +323,9 @@ def test_scale_multiplies_the_loss():
     ({"distance": "l1"}, "distance must be one of mse, pseudo_huber"),
     ({"skip": 0}, "skip must be between 1 and steps=48"),
     ({"skip": 49}, "skip must be between"),
+    ({"double": 0}, "refined every `double` >= 1 steps"),
+    ({"double": 10, "max_steps": 24}, "up to max_steps >= steps"),
+    ({"weighting": "snr"}, "weighting must be one of none, gap"),
     ({"guidance": 3.0}, "needs unconditional"),
     ({"shift": 0.0}, "shift must be positive"),
   ],

@@ -2,6 +2,7 @@
 
 from vidstep.losses.base import Batch, Objective
 from vidstep.losses.causvid import causvid
+from vidstep.losses.cm import cm
 from vidstep.losses.dcm import dcm
 from vidstep.losses.dmd2 import dmd2
 from vidstep.losses.flow_matching import flow_matching
@@ -17,6 +18,7 @@ OBJECTIVES = {
   "scm": scm,
   "sct": sct,
   "kd": kd,
+  "cm": cm,
   "sid": sid,
   "self_forcing": self_forcing,
   "causvid": causvid,
@@ -27,6 +29,7 @@ __all__ = [
   "Batch",
   "Objective",
   "causvid",
+  "cm",
   "dcm",
   "dmd2",
   "flow_matching",
