@@ -73,6 +73,7 @@ def model() -> ConfigDict:
   config.text_dim = placeholder(int)  # None: no text
   config.action_dim = placeholder(int)  # 0: ignore actions
   config.actions_per_frame = 1
+  config.time_scale = 1000.0
   config.second_time = False
   config.prediction = "v"
   config.t_min = 0.05

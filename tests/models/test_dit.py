@@ -142,6 +142,15 @@ def test_no_second_time_means_equal_times(net, normal):
   differ(apply(params, x, T).v, apply(params, x, T, s=T * 0).v)
 
 
+def test_time_scale_scales_every_time(net, normal):
+  model, params, apply = net(second_time=True)
+  x = normal(2, 3, 4, 4, 2)
+  half = VideoDiT(**{f: getattr(model, f) for f in _fields(model)} | {"time_scale": 500.0})
+  run = jax.jit(lambda t, s: half.apply({"params": params}, x, t, s=s).v)
+  close(run(T, T / 4), apply(params, x, T / 2, s=T / 8).v)
+  differ(run(T, T / 4), apply(params, x, T, s=T / 4).v)
+
+
 def test_second_time_starts_as_nothing(net, normal):
   model, params, apply = net()
   x = normal(2, 3, 4, 4, 2)

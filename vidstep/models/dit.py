@@ -36,6 +36,9 @@ class VideoDiT(nn.Module):
     text_dim: channels of the text embeddings; None builds no cross-attention.
     action_dim: length of an action vector; 0 for none.
     actions_per_frame: action vectors per latent frame (S).
+    time_scale: factor on times before their sinusoids. 1000 is Wan's and that of pretrained
+      networks; it makes `dv/dt` of a network noise. Objectives with a tangent (sCM, MeanFlow) want
+      1, the identity transform of Lu and Song 2024 (section 4.1), if the network is your own.
     second_time: also embed `t - s` (flow maps); starts as nothing, so that a network trained
       without it keeps its function.
     prediction: what the last layer means. "v": the velocity. "x0": the clean video, and
@@ -60,6 +63,7 @@ class VideoDiT(nn.Module):
   text_dim: int | None = None
   action_dim: int = 0
   actions_per_frame: int = 1
+  time_scale: float = 1000.0
   second_time: bool = False
   prediction: str = "v"
   t_min: float = 0.05
@@ -128,10 +132,11 @@ class VideoDiT(nn.Module):
     frames = self.patch[0]
     per_frame = lambda a: a[:, None] if a.ndim == 1 else a[:, ::frames]
     t = per_frame(t.astype(stat))
-    temb = MLP(self.dim, stat, name="time_embed")(sinusoid(t))
+    temb = MLP(self.dim, stat, name="time_embed")(sinusoid(self.time_scale * t))
     if self.second_time:
       gap = t - (t if s is None else per_frame(s.astype(stat)))
-      temb = temb + MLP(self.dim, stat, zero=True, name="second_time_embed")(sinusoid(gap))
+      embed = MLP(self.dim, stat, zero=True, name="second_time_embed")
+      temb = temb + embed(sinusoid(self.time_scale * gap))
     if self.action_dim:
       if actions is None:
         actions = jnp.zeros((1, shape[1], self.actions_per_frame, self.action_dim), stat)

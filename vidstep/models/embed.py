@@ -27,24 +27,21 @@ def unpatchify(x, patch):
   return x.reshape(b, f * pt, h * ph, w * pw, -1)
 
 
-def sinusoid(t, channels: int = FREQUENCIES):
-  """[cos(1000 t w_i) | sin(1000 t w_i)], w_i = 10000^(-i / (channels/2)).
-
-  The factor 1000 turns our t in [0, 1] into the timesteps that diffusion transformers are trained
-  with; it appears nowhere else.
+def sinusoid(timestep, channels: int = FREQUENCIES):
+  """[cos(timestep w_i) | sin(timestep w_i)], w_i = 10000^(-i / (channels/2)).
 
   Args:
-    t: [...] float32 (or float64).
+    timestep: [...] float32 (or float64), a time t in [0, 1] times the network's `time_scale`.
     channels: even number of channels.
 
   Returns:
-    [..., channels] in the dtype of t.
+    [..., channels] in the dtype of timestep.
   """
   half = channels // 2
   # Rounded where the networks in use round: at t = 1 the last bit of a rate moves an angle by 6e-5.
   exponent = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
-  rates = np.exp(exponent.astype(np.float64)).astype(np.float32).astype(t.dtype)
-  angle = (t * 1000)[..., None] * rates.reshape((1,) * t.ndim + (half,))
+  rates = np.exp(exponent.astype(np.float64)).astype(np.float32).astype(timestep.dtype)
+  angle = timestep[..., None] * rates.reshape((1,) * timestep.ndim + (half,))
   return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
