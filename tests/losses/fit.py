@@ -29,19 +29,19 @@ def fit(objective, nets, x0, *, steps, rates, batch=256, b1=0.9, seed=0):
   which = jnp.asarray([plans.index(objective.due(step)) for step in range(steps)], jnp.int32)
 
   def update(roles):
-    def apply(nets, opts, key, step):
+    def apply(nets, opts, aux, key, step):
       at_key, key = jax.random.split(key)
       at = jax.random.randint(at_key, (), 0, len(x0) - batch, jnp.int32)
       data = Batch(jax.lax.dynamic_slice_in_dim(x0, at, batch))
       new_nets, new_opts = dict(nets), dict(opts)
       for role in roles:
-        grads, _ = jax.grad(objective.loss[role], has_aux=True)(
-          nets[role], nets, {}, data, key, step
+        grads, (_, aux) = jax.grad(objective.loss[role], has_aux=True)(
+          nets[role], nets, aux, data, key, step
         )
         with jax.numpy_dtype_promotion("standard"):
           change, new_opts[role] = tx[role].update(grads, opts[role])
         new_nets[role] = optax.apply_updates(nets[role], change)
-      return new_nets, new_opts
+      return new_nets, new_opts, aux
 
     return apply
 
@@ -53,4 +53,4 @@ def fit(objective, nets, x0, *, steps, rates, batch=256, b1=0.9, seed=0):
   keys = jax.random.split(jax.random.key(seed), steps)
   inputs = (keys, which, jnp.arange(steps, dtype=jnp.int32))
   run = jax.jit(lambda carry: jax.lax.scan(one, carry, inputs)[0])
-  return run((nets, opts))[0]
+  return run((nets, opts, objective.init_aux()))[0]

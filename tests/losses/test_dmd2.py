@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fit import fit
-from generators import drawn_by, gradient, linear, matched, moved, one_gaussian
+from generators import (
+  drawn_by,
+  gradient,
+  linear,
+  matched,
+  moved,
+  one_gaussian,
+  oracle_direction,
+)
 from mutation import assert_caught, mutant
 from videos import (
   DIM,
@@ -19,7 +27,6 @@ from videos import (
   flat,
   mixture,
   near,
-  shifted_quadrature,
   velocity_gradient,
   wasserstein,
   zeros,
@@ -40,29 +47,12 @@ TIMES = (1.0, 0.6)
 # ------------------------------------------------------------------------------------------------
 
 
-def oracle_direction(params, teacher, n=4096):
-  """`2/D E g (eps, 1)'`, g = (f_fake - f_T) / mean|x0 - f_T|, fake score exact; Monte Carlo."""
-  rng = np.random.default_rng(7)
-  w, b = (np.asarray(params[name], np.float64) for name in "Wb")
-  grad_w, grad_b = np.zeros_like(w), np.zeros_like(b)
-  for _, t, weight in zip(*shifted_quadrature(SHIFT, 64), strict=True):
-    eps = rng.normal(size=(n, DIM))
-    x0 = eps @ w.T + b
-    x = (1 - t) * x0 + t * rng.normal(size=(n, DIM))
-    goal = teacher.posterior_mean(x, t)
-    g = drawn_by(params).posterior_mean(x, t) - goal
-    g /= np.mean(np.abs(x0 - goal), 1, keepdims=True)
-    grad_w += weight * 2 / DIM * g.T @ eps / n
-    grad_b += weight * 2 / DIM * g.mean(0)
-  return np.concatenate([grad_w.ravel(), grad_b.ravel()])
-
-
 def check_direction(source, teacher):
   """With an exact fake score: the closed form away from the data, nothing at the data."""
   objective = source.distribution_matching(linear, exact, exact, time=TIME)
   nets = {"teacher": teacher.params(), "student": moved(matched(dynamics()))}
   nets["fake"] = drawn_by(nets["student"]).params()
-  expected = oracle_direction(nets["student"], teacher)
+  expected = oracle_direction(nets["student"], teacher, SHIFT)
   found = gradient(objective, "student", nets)
   assert np.linalg.norm(found - expected) < 0.04 * np.linalg.norm(expected)
 

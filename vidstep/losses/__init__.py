@@ -6,6 +6,7 @@ from vidstep.losses.cm import cm
 from vidstep.losses.dcm import dcm
 from vidstep.losses.dmd2 import dmd2
 from vidstep.losses.flow_matching import flow_matching
+from vidstep.losses.gan import dmd2_gan
 from vidstep.losses.kd import kd
 from vidstep.losses.scm import scm, sct
 from vidstep.losses.self_forcing import self_forcing
@@ -15,6 +16,7 @@ OBJECTIVES = {
   "flow_matching": flow_matching,
   "dcm": dcm,
   "dmd2": dmd2,
+  "dmd2_gan": dmd2_gan,
   "scm": scm,
   "sct": sct,
   "kd": kd,
@@ -32,6 +34,7 @@ __all__ = [
   "cm",
   "dcm",
   "dmd2",
+  "dmd2_gan",
   "flow_matching",
   "kd",
   "scm",
