@@ -8,6 +8,7 @@ from vidstep.losses.dmd2 import dmd2
 from vidstep.losses.flow_matching import flow_matching
 from vidstep.losses.gan import dmd2_gan
 from vidstep.losses.kd import kd
+from vidstep.losses.progressive import progressive
 from vidstep.losses.scm import scm, sct
 from vidstep.losses.self_forcing import self_forcing
 from vidstep.losses.sid import sid
@@ -21,6 +22,7 @@ OBJECTIVES = {
   "sct": sct,
   "kd": kd,
   "cm": cm,
+  "progressive": progressive,
   "sid": sid,
   "self_forcing": self_forcing,
   "causvid": causvid,
@@ -37,6 +39,7 @@ __all__ = [
   "dmd2_gan",
   "flow_matching",
   "kd",
+  "progressive",
   "scm",
   "sct",
   "self_forcing",
