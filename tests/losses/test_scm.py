@@ -170,7 +170,7 @@ def broken(old, new):
     ("rf", "jax.lax.stop_gradient(value)", "value"),
     ("rf", "jax.lax.stop_gradient(g)", "g"),
     ("rf", "paths.expand(t, x) * v, (t,)", "v, (t,)"),
-    ("rf", "(x, *times), (dx, *dtimes)", "(x, *times), (dx, *(0 * t for t in times))"),
+    ("rf", "[along[i] for i in some]", "[along[i] * float(i == 0) for i in some]"),
     ("trig", "cos * sin * v", "v"),
     ("trig", "cos * sin * x + change", "change"),
   ],

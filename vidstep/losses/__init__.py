@@ -5,10 +5,11 @@ from vidstep.losses.causvid import causvid
 from vidstep.losses.cm import cm
 from vidstep.losses.dcm import dcm
 from vidstep.losses.dmd2 import dmd2
+from vidstep.losses.flow_map import flow_map
 from vidstep.losses.flow_matching import flow_matching
 from vidstep.losses.gan import dmd2_gan
 from vidstep.losses.kd import kd
-from vidstep.losses.progressive import progressive
+from vidstep.losses.mean_flow import mean_flow
 from vidstep.losses.scm import scm, sct
 from vidstep.losses.self_forcing import self_forcing
 from vidstep.losses.sid import sid
@@ -20,9 +21,10 @@ OBJECTIVES = {
   "dmd2_gan": dmd2_gan,
   "scm": scm,
   "sct": sct,
+  "mean_flow": mean_flow,
+  "flow_map": flow_map,
   "kd": kd,
   "cm": cm,
-  "progressive": progressive,
   "sid": sid,
   "self_forcing": self_forcing,
   "causvid": causvid,
@@ -37,9 +39,10 @@ __all__ = [
   "dcm",
   "dmd2",
   "dmd2_gan",
+  "flow_map",
   "flow_matching",
   "kd",
-  "progressive",
+  "mean_flow",
   "scm",
   "sct",
   "self_forcing",

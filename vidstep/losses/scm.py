@@ -116,8 +116,8 @@ def sct(
   the optimum is the consistency function of the data. **Normalised, it is another one.** h now has
   a spread even at the right network, and E[h / (|h| + c)] = 0 is a geometric median where E[h] = 0
   is a mean: modes that are rare or far away count for less. The bias goes as c grows, and where |h|
-  hardly varies, as it does in many dimensions. With one sample of eps - x0 inside the derivative
-  the gradient is noisier, too: the derivative passes the noise on, times t dF/dx.
+  hardly varies, as it does in many dimensions. The noise of h is df/dx (eps - x0 - v(x_t)): large
+  where the flow expands, between modes.
 
   Args:
     velocity: the network, `velocity(params, x [B, F, H, W, C], t [B] or [B, F], cond) -> v`.
@@ -150,7 +150,10 @@ def _consistency(
 ):
   """The loss of both, along `field(nets, x, t, cond, x0, eps)`."""
   parts.check_choice("path", path, tuple(PATHS))
-  tangents.check(tangent=tangent, delta=delta, norm=norm, power=power, c=c, warmup=warmup)
+  tangents.check(tangent, delta)
+  tangents.check_norm(norm, power, c)
+  if warmup < 0:
+    raise ValueError(f"warmup counts steps and must not be negative, got {warmup}.")
 
   def loss(trainable, nets, aux, batch, key, step):
     time_key, noise_key = jax.random.split(key)

@@ -31,7 +31,7 @@ def derivative(fn, params, x, times, dx, dtimes, *, tangent="jvp", delta=1e-3):
     params: of the network.
     x: state.
     times: tuple of times, `[B]` or `[B, F]`.
-    dx: direction of x.
+    dx: direction of x; None if it stays.
     dtimes: directions of the times; None for a time that stays.
     tangent: one of `METHODS`.
     delta: step of the differences, a share of the direction.
@@ -39,24 +39,29 @@ def derivative(fn, params, x, times, dx, dtimes, *, tangent="jvp", delta=1e-3):
   Returns:
     F and dF, both float32 or wider.
   """
-  x, dx = parts.wide(x), parts.wide(dx)
-  pairs = zip(times, dtimes, strict=True)
-  dtimes = [jnp.zeros_like(t) if d is None else d.astype(t.dtype) for t, d in pairs]
-  live = lambda x, *times: parts.wide(fn(params, x, *times))
+  here = (parts.wide(x), *times)
+  there = (dx, *dtimes)
+  moving = [i for i, d in enumerate(there) if d is not None]
+  along = {i: there[i].astype(here[i].dtype) for i in moving}
 
-  def before(x):
-    earlier = (t - delta * d for t, d in zip(times, dtimes, strict=True))
-    return parts.wide(fn(jax.lax.stop_gradient(params), x, *earlier))
+  def call(params, changed):
+    return parts.wide(fn(params, *(changed.get(i, a) for i, a in enumerate(here))))
+
+  def exact(some):
+    live = lambda *values: call(params, dict(zip(some, values, strict=True)))
+    return jax.jvp(live, [here[i] for i in some], [along[i] for i in some])
+
+  def difference(value, some):
+    before = {i: here[i] - delta * along[i] for i in some}
+    return (value - call(jax.lax.stop_gradient(params), before)) / delta
 
   if tangent == "jvp":
-    value, change = jax.jvp(live, (x, *times), (dx, *dtimes))
-  elif tangent == "semi":
-    value, change = jax.jvp(lambda x: live(x, *times), (x,), (dx,))
-    change = change + (value - before(x)) / delta
-  else:
-    value = live(x, *times)
-    change = (value - before(x - delta * dx)) / delta
-  return value, change
+    return exact(moving)
+  if tangent == "semi" and dx is not None:
+    value, change = exact([0])
+    return value, change + difference(value, moving[1:])
+  value = call(params, {})
+  return value, difference(value, moving)
 
 
 def normalize(g, t, *, norm="rms", power=1, c=0.1):
@@ -92,15 +97,17 @@ def warmed_up(step, warmup):
   return jnp.minimum(jnp.asarray(step, jnp.float32) / warmup, 1)
 
 
-def check(*, tangent, delta, norm, power, c, warmup):
-  """Raises a ValueError for options that the functions of this module cannot mean."""
+def check(tangent, delta):
+  """Raises a ValueError for an unknown `tangent` or a delta that is no share."""
   parts.check_choice("tangent", tangent, METHODS)
+  if not 0 < delta < 1:
+    raise ValueError(f"delta is a share of the way to the earlier time, in (0, 1), got {delta}.")
+
+
+def check_norm(norm, power, c):
+  """Raises a ValueError for what `normalize` cannot mean."""
   parts.check_choice("norm", norm, NORMS)
   if power not in (1, 2):
     raise ValueError(f"power must be 1 (|g| + c) or 2 (|g|^2 + c), got {power!r}.")
-  if not 0 < delta < 1:
-    raise ValueError(f"delta is a share of the way to the earlier time, in (0, 1), got {delta}.")
   if not c > 0:
     raise ValueError(f"c keeps small tangents small and must be positive, got {c}.")
-  if warmup < 0:
-    raise ValueError(f"warmup counts steps and must not be negative, got {warmup}.")
