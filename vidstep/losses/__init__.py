@@ -10,6 +10,7 @@ from vidstep.losses.flow_matching import flow_matching
 from vidstep.losses.gan import dmd2_gan
 from vidstep.losses.kd import kd
 from vidstep.losses.mean_flow import mean_flow
+from vidstep.losses.progressive import progressive
 from vidstep.losses.scm import scm, sct
 from vidstep.losses.self_forcing import self_forcing
 from vidstep.losses.sid import sid
@@ -25,6 +26,7 @@ OBJECTIVES = {
   "flow_map": flow_map,
   "kd": kd,
   "cm": cm,
+  "progressive": progressive,
   "sid": sid,
   "self_forcing": self_forcing,
   "causvid": causvid,
@@ -43,6 +45,7 @@ __all__ = [
   "flow_matching",
   "kd",
   "mean_flow",
+  "progressive",
   "scm",
   "sct",
   "self_forcing",
