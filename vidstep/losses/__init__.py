@@ -13,6 +13,7 @@ from vidstep.losses.mean_flow import mean_flow
 from vidstep.losses.progressive import progressive
 from vidstep.losses.scm import scm, sct
 from vidstep.losses.self_forcing import self_forcing
+from vidstep.losses.shortcut import shortcut
 from vidstep.losses.sid import sid
 
 OBJECTIVES = {
@@ -26,6 +27,7 @@ OBJECTIVES = {
   "flow_map": flow_map,
   "kd": kd,
   "cm": cm,
+  "shortcut": shortcut,
   "progressive": progressive,
   "sid": sid,
   "self_forcing": self_forcing,
@@ -49,5 +51,6 @@ __all__ = [
   "scm",
   "sct",
   "self_forcing",
+  "shortcut",
   "sid",
 ]
