@@ -12,10 +12,12 @@ from vidstep import samplers, solvers
 from vidstep.samplers import guided, nfe, sample, timestep_list, timesteps
 
 MEAN, STD = 0.7, 0.5
-DETERMINISTIC = [name for name in samplers.SOLVERS if name not in solvers.STOCHASTIC]
+DETERMINISTIC = [
+  name for name in samplers.SOLVERS if name not in (*solvers.STOCHASTIC, *solvers.TWO_TIMES)
+]
 
 
-def velocity(x, t):
+def velocity(x, t, s=None):
   """Exact velocity of N(MEAN, STD^2) data."""
   t = t[:, None]
   var = (1 - t) ** 2 * STD**2 + t**2
@@ -206,6 +208,33 @@ def test_proof_of_consistency_sampling_fails_on_mutants(module, old, new, monkey
   assert_caught(check_consistency_sampling)
 
 
+def check_flow_map():
+  """Average velocities over [s, t] are exact along any list of times."""
+
+  def average(x, t, s):
+    t, s = t[:, None], s[:, None]
+    wide, thin = (jnp.sqrt((1 - r) ** 2 * STD**2 + r**2) for r in (t, s))
+    return -MEAN + (1 - thin / wide) / (t - s) * (x - (1 - t) * MEAN)
+
+  with jax.enable_x64(True):
+    x = jnp.linspace(-2, 2, 5)[:, None]
+    for times in ([1.0, 0.0], [1.0, 0.6, 0.5, 0.0], [0.9, 0.3]):
+      y = sample(average, x, times, solver="flow_map")
+      np.testing.assert_allclose(y, flow(np.asarray(x), times[0], times[-1]), atol=1e-12)
+
+
+def test_flow_map_sampling_is_exact_in_any_number_of_steps():
+  check_flow_map()
+
+
+@pytest.mark.parametrize("new", ["[:-1]", "[1:] * 0"])
+def test_proof_of_flow_map_sampling_fails_on_mutants(new, monkeypatch):
+  broken = mutant(samplers, "np.float64)[1:]]", f"np.float64){new}]")
+  monkeypatch.setitem(globals(), "sample", broken.sample)
+  with np.errstate(all="ignore"):
+    assert_caught(check_flow_map)
+
+
 def test_fresh_noise_follows_the_key(key):
   x = jnp.linspace(-2, 2, 5, dtype=jnp.float32)[:, None]
   run = lambda k: sample(velocity, x, timesteps(3), solver="consistency", key=k)
@@ -220,7 +249,7 @@ def test_fresh_noise_follows_the_key(key):
 def test_nfe_counts_the_calls_that_happen(solver, guidance, key):
   calls = []
 
-  def counted(x, t):
+  def counted(x, t, *s):
     jax.debug.callback(lambda: calls.append(1))
     return velocity(x, t)
 
@@ -240,7 +269,7 @@ def test_nfe_of_the_usual_settings():
 
 @pytest.mark.parametrize("solver", list(samplers.SOLVERS))
 def test_a_sampler_is_one_scan_with_one_network_in_it(solver, key):
-  network = lambda x, t: jnp.tanh(x)
+  network = lambda x, t, *s: jnp.tanh(x)
   run = lambda x: sample(network, x, timesteps(6), solver=solver, key=key)
   program = str(jax.make_jaxpr(run)(jnp.ones((2, 3), jnp.float32)))
   assert program.count("scan[") == 1

@@ -170,6 +170,14 @@ def unipc_3(times):
   return _unipc(3, times)
 
 
+def flow_map(times):
+  """`x' = x - (t - t') u(x, t, t')`: Euler's numbers, but u is told where the step ends.
+
+  Exact for any number of steps when u is the average velocity over the step (MeanFlow, AnyFlow).
+  """
+  return euler(times)
+
+
 def consistency(times):
   """Multistep consistency sampling: `x' = (1 - t') m + t' eps` (Song et al. 2023, alg. 1).
 
@@ -189,6 +197,8 @@ SOLVERS = {
   "unipc": unipc,
   "unipc_3": unipc_3,
   "consistency": consistency,
+  "flow_map": flow_map,
 }
 
 STOCHASTIC = ("consistency",)  # these need a random key, and may repeat a time
+TWO_TIMES = ("flow_map",)  # these call the network as (x, t, s), s being where the step ends

@@ -11,7 +11,7 @@ import numpy as np
 from vidstep import paths, samplers
 from vidstep.losses import parts
 from vidstep.losses.base import Objective, Velocity, network
-from vidstep.solvers import SOLVERS, STOCHASTIC
+from vidstep.solvers import SOLVERS, STOCHASTIC, TWO_TIMES
 
 
 def kd(
@@ -70,7 +70,7 @@ def kd(
   if not times or times[0] != 1 or not falling:
     raise ValueError(f"times must start at 1 and fall strictly, staying positive, got {times}.")
   parts.check_choice("source", source, ("teacher", "path"))
-  parts.check_choice("solver", solver, sorted(set(SOLVERS) - set(STOCHASTIC)))
+  parts.check_choice("solver", solver, sorted(set(SOLVERS) - set(STOCHASTIC) - set(TWO_TIMES)))
   time = parts.OneOf(times)
   teacher = parts.apply_guidance(teacher, guidance, unconditional)
 
