@@ -28,6 +28,14 @@ def base() -> ConfigDict:
   # name, and the keyword arguments of that objective in vidstep.losses.
   config.objective = ConfigDict({"name": "flow_matching"})
 
+  # A causal network generates chunk after chunk. None: the whole clip at once.
+  config.causal = ConfigDict()
+  config.causal.chunk = placeholder(int)  # frames in a chunk
+  config.causal.first = placeholder(int)  # frames in the first chunk, if they differ
+  # What it learns behind: "teacher", the clean chunks before; "diffusion", noisy ones, each chunk
+  # at its own time; None, what the objective puts there (self_forcing: its own).
+  config.causal.forcing = placeholder(str)
+
   config.train = ConfigDict()
   config.train.steps = 1000
   config.train.log_every = 10  # TensorBoard and W&B; metrics.jsonl has every step
@@ -100,7 +108,7 @@ def optim() -> ConfigDict:
   return config
 
 
-def net(init=None, *, optim=None, model=None) -> ConfigDict:
+def net(init=None, *, optim=None, model=None, causal=None) -> ConfigDict:
   """One entry of `config.nets`; None anywhere means what the top of the config says.
 
   Args:
@@ -108,12 +116,16 @@ def net(init=None, *, optim=None, model=None) -> ConfigDict:
       For a frozen network, which brings its own `model`, it is where the network lives.
     optim: keys of `optim()` that differ for this role.
     model: keys of `model()` that differ for this role.
+    causal: whether it is causal. None: a student is what `causal` says, a frozen network what it
+      was trained as, any other sees the whole clip.
   """
   config = ConfigDict()
   config.init = placeholder(str)
   config.init = init
   config.optim = _overrides(_optim(), optim)
   config.model = _overrides(_model(), model)
+  config.causal = placeholder(bool)
+  config.causal = causal
   return config
 
 

@@ -13,7 +13,6 @@ from vidstep import samplers
 from vidstep.data.builder import describe
 from vidstep.data.loader import Loader, open_source
 from vidstep.models.codec import Codec, load_codec
-from vidstep.models.cond import null_cond
 from vidstep.models.velocity import velocity_fn
 from vidstep.samplers import SOLVERS
 from vidstep.training.checkpoint import load_network, parse_reference, resolve_reference
@@ -53,7 +52,7 @@ class Setting:
 
   @property
   def nfe(self):
-    """Network evaluations for a clip."""
+    """Network evaluations for a clip; for a chunk of it, if the network is causal."""
     return samplers.nfe(self.solver, self.steps, self.guidance)
 
   @property
@@ -93,6 +92,11 @@ class Network:
     """Number of frames that are given, not generated."""
     return self.config["data"]["context"]
 
+  @property
+  def chunk(self):
+    """Frames that are generated together, see `setup.chunk_of`; None: all of them."""
+    return setup.chunk_of(self.config, parse_reference(self.reference)[1])
+
   def setting(self, **overrides):
     """The run's own way of being sampled (config.eval), with changes."""
     own = {f.name: self.config["eval"][f.name] for f in dataclasses.fields(Setting)}
@@ -116,17 +120,14 @@ def open_network(reference):
 
 def make_sampler(network, setting):
   """draw(params, batch, key) -> latents [B, F, H, W, C] of the frames after the context."""
-  velocity, times = velocity_fn(network.model), setting.grid()
-
-  @jax.jit
-  def draw(params, batch, key):
-    of = lambda cond: lambda x, t: velocity(params, x, t, cond)
-    field = samplers.guided(of(batch.cond), of(null_cond(batch.cond)), setting.guidance)
-    noise_key, key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, batch.x0.shape)
-    return samplers.sample(field, noise, times, solver=setting.solver, key=key)
-
-  return draw
+  draw = setup.make_draw(
+    velocity_fn(network.model, chunk=network.chunk),
+    setting.grid(),
+    solver=setting.solver,
+    guidance=setting.guidance,
+    chunk=network.chunk,
+  )
+  return jax.jit(draw)
 
 
 def make_decoder(network):

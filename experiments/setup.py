@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from experiments.flags import check_keys, unknown_key
 from vidstep import losses, paths, samplers
+from vidstep.causal.rollout import rollout, self_rollout
 from vidstep.data.loader import Loader
 from vidstep.losses.flow_matching import bell
 from vidstep.models.codec import load_codec
@@ -77,11 +78,12 @@ def build(config):
   """
   config = copy.deepcopy(config if isinstance(config, dict) else config.to_dict())
   check_keys(config)
+  config.setdefault("causal", dict.fromkeys(("chunk", "first", "forcing")))
   codec, loader = load_codec(config["data"]["codec"]), make_loader(config)
   prepare, example = _fit_to_data(config, codec, loader)
 
   velocities = {}
-  objective = make_objective(config["objective"], velocities)
+  objective = make_objective(_forced(config), velocities)
   names = (*objective.roles, *objective.frozen)
   for name in config["nets"]:
     if name not in names:
@@ -90,10 +92,14 @@ def build(config):
       )
   references = {name: _reference(config, name) for name in objective.frozen}
   models = {role: make_model(config, role) for role in objective.roles}
+  chunks = {role: chunk_of(config, role) for role in objective.roles}
   for name, reference in references.items():
     models[name] = make_model(read_config(reference), parse_reference(reference)[1])
-  velocities |= {name: velocity_fn(model) for name, model in models.items()}
+    chunks[name] = chunk_of(config, name, of=reference)
+  velocities |= {name: velocity_fn(model, chunk=chunks[name]) for name, model in models.items()}
   velocities["velocity"] = velocities[objective.roles[0]]
+  if chunks[objective.roles[0]] is not None:
+    velocities["rollout"] = self_rollout(velocities["velocity"], chunk=chunks[objective.roles[0]])
 
   settings = {role: _overridden(config, role, "optim") for role in objective.roles}
   emas = {role: parse_ema(setting.pop("ema")) for role, setting in settings.items()}
@@ -156,19 +162,21 @@ def _fit_to_data(config, codec, loader):
   }
   for key, value in follows.items():
     model[key] = value if model[key] is None else model[key]
-  prepare = make_prepare(codec, context, actions=model["action_dim"] > 0)
+  clean = config["causal"]["forcing"] == "teacher"
+  prepare = make_prepare(codec, context, actions=model["action_dim"] > 0, clean=clean)
   video = jax.ShapeDtypeStruct((batch, frames, loader.size, loader.size, 3), jnp.uint8)
   actions = jax.ShapeDtypeStruct((batch, frames, loader.num_actions), jnp.float32)
   return prepare, jax.eval_shape(prepare, {"video": video, "actions": actions})
 
 
-def make_prepare(codec, context, *, actions):
+def make_prepare(codec, context, *, actions, clean=False):
   """Loader batches to objective batches.
 
   Args:
     codec: video [B, T, H, W, 3] in [-1, 1] -> latents [B, T, h, w, C].
     context: number of first frames that are given clean.
     actions: whether the network is told the actions.
+    clean: whether the condition holds the clean video, for teacher forcing.
 
   Returns:
     prepare({"video": uint8 [B, T, H, W, 3], "actions": [B, T, A]}) -> `Batch` with x0 the frames
@@ -177,11 +185,13 @@ def make_prepare(codec, context, *, actions):
 
   def prepare(batch):
     latents = codec.encode(batch["video"].astype(jnp.float32) / 127.5 - 1)
+    x0 = latents[:, context:]
     cond = Cond(
       actions=batch["actions"] if actions else None,
       context=latents[:, :context] if context else None,
+      clean=x0 if clean else None,
     )
-    return losses.Batch(x0=latents[:, context:], cond=cond)
+    return losses.Batch(x0=x0, cond=cond)
 
   return prepare
 
@@ -206,8 +216,34 @@ def init_params(model, key, example):
   part = lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype)
   frames = [a for a in (example.cond.context, example.x0) if a is not None]
   x = jnp.concatenate([part(a) for a in frames], axis=1)
-  cond = jax.tree.map(part, example.cond).replace(context=None)
+  cond = jax.tree.map(part, example.cond).replace(context=None, clean=None)
   return model.init(key, x, jnp.zeros(1, jnp.float32), cond=cond)["params"]
+
+
+def chunk_of(config, role, *, of=None):
+  """Frames that a causal network denoises together: k, or (first, k); None for the whole clip.
+
+  Networks that generate ("student", "model") are what `config.causal` says; all others, such as the
+  fake score of distribution matching, see the whole clip. nets.<role>.causal overrides either.
+
+  Args:
+    config: the config as a dict; one of a run before there were causal networks will do.
+    role: name of the network in it.
+    of: reference to the run that a frozen network comes from: it stays what it is there.
+
+  Raises:
+    ValueError: if a network shall be causal but `config.causal.chunk` is None.
+  """
+  causal = config["nets"].get(role, {}).get("causal")
+  if of is not None and causal is None:
+    return chunk_of(read_config(of), parse_reference(of)[1])
+  chunks = config.get("causal") or {"chunk": None}
+  if causal and chunks["chunk"] is None:
+    raise ValueError(f"nets.{role}.causal needs chunks: give --config.causal.chunk.")
+  causal = role in ("student", "model") if causal is None else causal
+  if not causal or chunks["chunk"] is None:
+    return None
+  return (chunks["first"], chunks["chunk"]) if chunks["first"] else chunks["chunk"]
 
 
 def load_frozen(setup):
@@ -226,7 +262,8 @@ def load_initial(setup):
     reference = setup.config["nets"].get(role, {}).get("init")
     if reference:
       make = lambda key, model=setup.models[role]: init_params(model, key, setup.example)
-      weights[role] = load_network(reference, like=jax.eval_shape(make, jax.random.key(0)))[1]
+      like = jax.eval_shape(make, jax.random.key(0))
+      weights[role] = jax.device_get(load_network(reference, like=like)[1])  # to go to any mesh
   return weights
 
 
@@ -256,11 +293,25 @@ def _optimizer(setting, updates):
 # ------------------------------------------------------------------------------------------------
 
 
+def _forced(config):
+  """The section `objective`, with a time a chunk where `causal.forcing` is "diffusion"."""
+  causal, section = config["causal"], dict(config["objective"])
+  chunk, first, forcing = (causal[key] for key in ("chunk", "first", "forcing"))
+  if forcing not in (None, "teacher", "diffusion"):
+    raise ValueError(f'causal.forcing={forcing!r}: choose "teacher" or "diffusion".')
+  if chunk is None and (first or forcing or section["name"].startswith("self_forcing")):
+    raise ValueError("A causal network needs chunks: give --config.causal.chunk, frames in each.")
+  if forcing == "diffusion":
+    section["chunk"] = (first or chunk, chunk)
+  return section
+
+
 def make_objective(section, velocities):
   """The objective of a config section {"name": ..., keyword arguments}.
 
-  Its positional arguments are velocity functions, "velocity" being that of the first role. They are
-  looked up in `velocities` when called, so the networks can be built once the roles are known.
+  Its positional arguments are velocity functions, "velocity" being that of the first role and
+  "rollout" its generation chunk by chunk. They are looked up in `velocities` when called, so the
+  networks can be built once the roles are known.
 
   Raises:
     ValueError: for an unknown name or keyword, with the nearest that exists.
@@ -331,19 +382,49 @@ def make_sample_fn(setup):
     sample(params, batch, key) -> (real, drawn), videos [B, T, H, W, 3] in [-1, 1] of all frames,
     the context included; `params` are the first role's, `batch` a prepared `Batch`. Pure.
   """
-  settings, velocity = setup.config["eval"], setup.velocities[setup.objective.roles[0]]
+  settings, role = setup.config["eval"], setup.objective.roles[0]
   steps, few = settings["steps"], tuple(settings["times"])
   shifted = lambda: samplers.timesteps(steps, shift=settings["shift"])
-  times = samplers.timestep_list(few, steps) if few else shifted()
+  draw = make_draw(
+    setup.velocities[role],
+    samplers.timestep_list(few, steps) if few else shifted(),
+    solver=settings["solver"],
+    guidance=settings["guidance"],
+    chunk=chunk_of(setup.config, role),
+  )
 
   def sample(params, batch, key):
-    given = lambda cond: lambda x, t: velocity(params, x, t, cond)
-    field = samplers.guided(given(batch.cond), given(null_cond(batch.cond)), settings["guidance"])
-    noise_key, key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, batch.x0.shape)
-    drawn = samplers.sample(field, noise, times, solver=settings["solver"], key=key)
+    drawn = draw(params, batch, key)
     context = [] if batch.cond.context is None else [batch.cond.context]
     whole = lambda x: setup.codec.decode(jnp.concatenate([*context, x], axis=1))
     return whole(batch.x0), whole(drawn)
 
   return sample
+
+
+def make_draw(velocity, times, *, solver, guidance, chunk):
+  """Sampling as a pure function.
+
+  Args:
+    velocity: `velocity(params, x, t, cond)`.
+    times: of the solver; of every chunk, if the network is causal.
+    solver: name in `samplers.SOLVERS`.
+    guidance: weight; 1 is none.
+    chunk: None for the whole clip at once; else chunk after chunk, see `rollout`.
+
+  Returns:
+    draw(params, batch, key) -> latents [B, F, H, W, C] of the frames after the context.
+  """
+
+  def draw(params, batch, key):
+    given = lambda cond: lambda x, t, **s: velocity(params, x, t, cond, **s)
+    guided = lambda cond: samplers.guided(given(cond), given(null_cond(cond)), guidance)
+    noise_key, key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, batch.x0.shape)
+    solve = lambda field, x: samplers.sample(field, x, times, solver=solver, key=key)
+    if chunk is None:
+      return solve(guided(batch.cond), noise)
+    at = lambda x, t, cond: guided(cond)(x, t)
+    return rollout(at, solve, noise, batch.cond, chunk=chunk)
+
+  return draw

@@ -24,12 +24,16 @@ def first_mismatch(stored, wanted):
 def config_changes(old, new):
   """Keys that decide what is trained and differ: "model.dim: 64 -> 96".
 
-  Compared are seed-independent identity: `model`, `objective`, and every role's own `model`.
+  Compared are seed-independent identity: `model`, `causal`, `objective`, and every role's own.
   """
   identity = lambda c: {
     "model": c.get("model"),
     "objective": c.get("objective"),
-    "nets": {name: net.get("model") for name, net in (c.get("nets") or {}).items()},
+    "causal": c.get("causal"),
+    "nets": {
+      name: {"model": net.get("model"), "causal": net.get("causal")}
+      for name, net in (c.get("nets") or {}).items()
+    },
   }
   old, new = flatten(identity(old)), flatten(identity(new))
   show = lambda d, key: repr(d[key]) if key in d else "absent"

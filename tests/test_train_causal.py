@@ -1,0 +1,152 @@
+"""Causal stages train from the command line, one from the other's checkpoint, and sample."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from configs import synthetic, synthetic_causal
+from experiments import flags as shared
+from experiments import generate, setup, train
+from vidstep.training.log import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+DATA = "synthetic:clips=16,frames=4,size=16"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+  """Runs of this module share what they compile; optimizing it would take longer than running."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  shared.use_compilation_cache(tmp_path_factory.mktemp("cache"))
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update("jax_compilation_cache_dir", None)
+  jax.config.update("jax_disable_most_optimizations", False)
+  compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """runs(stage) -> workdir of a finished tiny run, trained when first asked for."""
+  root = tmp_path_factory.mktemp("runs")
+  done = {}
+
+  def run(stage):
+    if stage in done:
+      return done[stage]
+    whole = stage == "whole"
+    config = synthetic.get_config("tiny") if whole else stage_config(stage)
+    config.data.path = DATA
+    for net in config.nets.values():
+      if net.init:
+        earlier = net.init.split(":")[0].removeprefix("runs/")
+        earlier = run("whole" if earlier == "synthetic" else earlier.removeprefix("causal/"))
+        net.init = f"{earlier}:{net.init.partition(':')[2]}"
+    done[stage] = root / stage
+    train.train(config, done[stage])
+    return done[stage]
+
+  return run
+
+
+def stage_config(stage):
+  config = synthetic_causal.get_config(f"{stage},tiny")
+  config.train.update(steps=6, save_every=6)
+  return config
+
+
+@pytest.mark.parametrize(
+  ("stage", "metrics"),
+  [
+    ("tf", {"model/loss"}),
+    ("df", {"model/loss"}),
+    ("dcm", {"student/loss"}),
+    ("scm", {"student/loss", "student/tangent_norm"}),
+    ("self", {"student/gap", "fake/loss"}),
+    ("causvid", {"student/gap", "fake/loss"}),
+  ],
+)
+def test_a_stage_trains_from_the_one_before_it(runs, stage, metrics):
+  rows = read_metrics(runs(stage))
+  assert len(rows) == 6
+  seen = {key: value for row in rows for key, value in row.items()}
+  assert metrics <= set(seen) and all(np.isfinite(value) for value in seen.values())
+
+
+def test_only_the_student_is_causal_and_only_teacher_forcing_has_clean_frames(runs):
+  config = stage_config("self")
+  config.data.path = DATA
+  for name, workdir in (("teacher", "whole"), ("fake", "whole"), ("student", "dcm")):
+    role = "student" if name == "student" else "model"
+    config.nets[name].init = f"{runs(workdir)}:{role}"
+  chunk = lambda role, **kw: setup.chunk_of(config.to_dict(), role, **kw)
+  assert chunk("student") == 1 and chunk("fake") is None
+  assert chunk("teacher", of=f"{runs('whole')}:model") is None
+  assert chunk("teacher", of=f"{runs('tf')}:model") == 1
+  config.causal.update(first=2)
+  config.nets.fake.causal = True
+  config.nets.student.causal = False
+  assert chunk("fake") == (2, 1) and chunk("student") is None
+  assert setup.build(config).example.cond.clean is None
+  tf = stage_config("tf")
+  tf.data.path = DATA
+  assert setup.build(tf).example.cond.clean.shape == setup.build(tf).example.x0.shape
+
+
+def test_a_causal_network_is_sampled_chunk_by_chunk(runs):
+  """Later actions change nothing earlier in the decoded pixels; the whole-clip network's do."""
+
+  def first_frames_change(workdir, role):
+    network = generate.open_network(f"{workdir}:{role}:ema")
+    rng = np.random.default_rng(0)  # hardly trained: an action would not show in a pixel
+    shaken = jax.tree.map(lambda p: p + np.float32(0.1 * rng.normal(size=p.shape)), network.params)
+    network = dataclasses.replace(network, params=shaken)
+    clips = generate.held_out(network.config, 4)
+    other = clips | {"actions": clips["actions"].copy()}
+    other["actions"][:, -1] *= -1
+    setting = network.setting(steps=1)
+    draw = lambda clips: generate.draw_videos(network, setting, clips, seed=0, batch_size=4)
+    change = np.abs(draw(clips).astype(int) - draw(other).astype(int)).max((0, 2, 3, 4))
+    return change.tolist()
+
+  *before, last = first_frames_change(runs("self"), "student")
+  assert before == [0, 0] and last > 0
+  assert first_frames_change(runs("whole"), "model")[0] > 0
+
+
+def test_the_command_line_says_what_to_do(tmp_path):
+  env = dict(os.environ, XLA_FLAGS="--xla_backend_optimization_level=0")
+  command = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path / 'tf'}"]
+  words = ["--config=configs/synthetic_causal.py:tf,tiny", f"--config.data.path={DATA}"]
+  run = lambda *more: subprocess.run(
+    [*command, *words, *more], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+  )
+  done = run("--config.train.steps=2", "--config.causal.chunk=2", "--config.causal.first=1")
+  assert done.returncode == 0, done.stderr
+  changed = run("--config.causal.chunk=1")
+  assert changed.returncode == 1 and "causal.chunk: 2 -> 1" in changed.stderr
+
+
+@pytest.mark.parametrize(
+  ("changes", "sentence"),
+  [
+    ({"causal.forcing": "noise"}, 'choose "teacher" or "diffusion"'),
+    ({"causal.chunk": None}, r"give --config\.causal\.chunk"),
+    ({"nets.model.causal": True, "causal.chunk": None, "causal.forcing": None}, "needs chunks"),
+    ({"causal.chunk": 0}, "at least one frame"),
+  ],
+)
+def test_a_causal_config_that_cannot_be_is_one_sentence(changes, sentence, tmp_path):
+  config = stage_config("tf")
+  config.data.path = DATA
+  with config.unlocked():
+    config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=sentence):
+    train.train(config, tmp_path)
