@@ -1,0 +1,41 @@
+"""Notebooks run from a fresh kernel, with fewer updates than a reader takes."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+NOTEBOOKS = pathlib.Path("experiments/notebooks")
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+  """What swap_the_loss.ipynb prints."""
+  source = (NOTEBOOKS / "swap_the_loss.ipynb").read_text()
+  assert "STEPS = 1000" in source
+  path = tmp_path_factory.mktemp("notebook") / "swap_the_loss.ipynb"
+  path.write_text(source.replace("STEPS = 1000", "STEPS = 100"))
+  command = [sys.executable, "-m", "jupyter", "execute", "--inplace", str(path)]
+  env = os.environ | {"PYTHONPATH": os.getcwd()}
+  done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr[-3000:]
+  return path.read_text()
+
+
+def distances(printed, name):
+  """Distances at 1, 2, 4 and 8 steps in the last cell's output."""
+  row = re.search(rf"{re.escape(name)} +distance at 1, 2, 4, 8 steps:([ \d.]+)", printed)
+  return [float(number) for number in row[1].split()]
+
+
+def test_the_picked_objective_beats_its_teacher_at_one_step(printed):
+  teacher = distances(printed, "teacher (Euler)")
+  assert teacher == sorted(teacher, reverse=True)
+  assert distances(printed, "scm")[0] < 0.8 * teacher[0]
+
+
+def test_the_new_objective_beats_it_too(printed):
+  assert distances(printed, "gridless")[0] < 0.8 * distances(printed, "teacher (Euler)")[0]
