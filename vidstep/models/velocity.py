@@ -42,9 +42,23 @@ def velocity_fn(
     ValueError: when called, if a chunk does not begin where a patch of several frames does.
   """
 
-  causal = lambda rule: rule if mask is None else rule & mask
+  run = apply_fn(model, chunk=chunk, mask=mask)
 
   def velocity(params, x, t, cond: Cond | None = None, *, s=None):
+    out, layout = run(params, x, t, cond, s=s)
+    return unpack(out.v, layout)
+
+  return velocity
+
+
+def apply_fn(model: nn.Module, *, chunk=None, mask=None) -> Callable:
+  """The network with its clean frames packed: run(params, x, t, cond, *, s=None) -> Out, layout.
+
+  Arguments are those of `velocity_fn`.
+  """
+  causal = lambda rule: rule if mask is None else rule & mask
+
+  def run(params, x, t, cond: Cond | None = None, *, s=None):
     cond = Cond() if cond is None else cond
     clean, cond = cond.clean, cond.replace(clean=None)
     chunks, rule = None, mask
@@ -58,9 +72,9 @@ def velocity_fn(
     else:
       layout = plain(x.shape[1], chunks=chunks, mask=rule)
     s = None if s is None else pack_time(s, layout)
-    return unpack(model.apply({"params": params}, x, t, s=s, cond=cond, layout=layout).v, layout)
+    return model.apply({"params": params}, x, t, s=s, cond=cond, layout=layout), layout
 
-  return velocity
+  return run
 
 
 def _chunks(model, context, frames, chunk):
