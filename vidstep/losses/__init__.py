@@ -15,6 +15,7 @@ from vidstep.losses.scm import scm, sct
 from vidstep.losses.self_forcing import self_forcing
 from vidstep.losses.shortcut import shortcut
 from vidstep.losses.sid import sid
+from vidstep.losses.tcm import tcm
 
 OBJECTIVES = {
   "flow_matching": flow_matching,
@@ -27,6 +28,7 @@ OBJECTIVES = {
   "flow_map": flow_map,
   "kd": kd,
   "cm": cm,
+  "tcm": tcm,
   "shortcut": shortcut,
   "progressive": progressive,
   "sid": sid,
@@ -53,4 +55,5 @@ __all__ = [
   "self_forcing",
   "shortcut",
   "sid",
+  "tcm",
 ]

@@ -39,8 +39,8 @@ def kd(
   The states are those of the ODE and not noised data, so a student that sees the whole clip has
   nothing to average over, even where each chunk has a time of its own. A causal student has: the
   teacher's map is one-to-one for whole clips and not for frames given their past, so it learns
-  E[x_0 | what it sees], which varies less than x_0 and looks blurred (Causal Forcing, 2026). Give it
-  a causal teacher, or take the result as an initialisation.
+  E[x_0 | what it sees], which varies less than x_0 and looks blurred (Causal Forcing, 2026). Give
+  it a causal teacher, or take the result as an initialisation.
 
   Args:
     velocity: the student, `velocity(params, x [B, F, H, W, C], t [B] or [B, F], cond) -> v`.
