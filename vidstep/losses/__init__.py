@@ -11,11 +11,10 @@ from vidstep.losses.gan import dmd2_gan
 from vidstep.losses.kd import kd
 from vidstep.losses.mean_flow import mean_flow
 from vidstep.losses.progressive import progressive
+from vidstep.losses.rcm import rcm
 from vidstep.losses.scm import scm, sct
 from vidstep.losses.self_forcing import self_forcing
-from vidstep.losses.shortcut import shortcut
 from vidstep.losses.sid import sid
-from vidstep.losses.tcm import tcm
 
 OBJECTIVES = {
   "flow_matching": flow_matching,
@@ -26,10 +25,9 @@ OBJECTIVES = {
   "sct": sct,
   "mean_flow": mean_flow,
   "flow_map": flow_map,
+  "rcm": rcm,
   "kd": kd,
   "cm": cm,
-  "tcm": tcm,
-  "shortcut": shortcut,
   "progressive": progressive,
   "sid": sid,
   "self_forcing": self_forcing,
@@ -50,10 +48,9 @@ __all__ = [
   "kd",
   "mean_flow",
   "progressive",
+  "rcm",
   "scm",
   "sct",
   "self_forcing",
-  "shortcut",
   "sid",
-  "tcm",
 ]
