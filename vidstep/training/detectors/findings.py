@@ -24,8 +24,9 @@ class Limits:
   burnt: float = 0.4  # share of clipped values above real's that is called a collapse, absolute
 
   windows: int = 6  # windows of updates that a trend needs
-  lag_loss: float = 1.3  # the fake's loss now / its start, above
-  lag_gap: float = 1.35  # the gap now / its median, above
+  trend: int = 40  # updates of student and fake that are compared by quarters, absolute
+  lag_loss: float = 1.3  # the fake's loss in the last quarter / in the first, medians, above
+  lag_gap: float = 1.3  # the gap in the last quarter / in the middle half, medians, above
   missed: int = 20  # student updates without one of the fake, absolute
   explosion: float = 10.0  # both last windows / start of the run (of a gap: its median), above
   blown: float = 100.0  # the same, called a collapse
