@@ -14,7 +14,9 @@ from vidstep.losses.progressive import progressive
 from vidstep.losses.rcm import rcm
 from vidstep.losses.scm import scm, sct
 from vidstep.losses.self_forcing import self_forcing
+from vidstep.losses.shortcut import shortcut
 from vidstep.losses.sid import sid
+from vidstep.losses.tcm import tcm
 
 OBJECTIVES = {
   "flow_matching": flow_matching,
@@ -28,6 +30,8 @@ OBJECTIVES = {
   "rcm": rcm,
   "kd": kd,
   "cm": cm,
+  "tcm": tcm,
+  "shortcut": shortcut,
   "progressive": progressive,
   "sid": sid,
   "self_forcing": self_forcing,
@@ -52,5 +56,7 @@ __all__ = [
   "scm",
   "sct",
   "self_forcing",
+  "shortcut",
   "sid",
+  "tcm",
 ]
