@@ -115,11 +115,13 @@ def check_fixed_point(source, chunk):
   both, one = mixture().params(), dynamics().params()
   guided = lambda x, t: 1.5 * exact(one, x, t, None) - 0.5 * exact(both, x, t, None)
 
+  @jax.jit
   def teacher(params, x, t, cond):
     t = t if t.ndim == 1 else t[:, 0]  # with chunk: one chunk, so one time
     known = cond["known"].reshape(-1, 1, 1, 1, 1)
     return jnp.where(known, exact(params[0], x, t, None), exact(params[1], x, t, None))
 
+  @jax.jit
   def student(x, t, cond):
     t = t if t.ndim == 1 else t[:, 0]
     u = paths.unshift_time(t, SHIFT)

@@ -152,6 +152,7 @@ def check_fixed_point(source):
   one, both = dynamics().params(), mixture().params()
   guided = lambda x, t: 1.5 * exact(one, x, t, None) - 0.5 * exact(both, x, t, None)
 
+  @jax.jit
   def teacher(params, x, t, cond):
     known = cond["known"].reshape(-1, 1, 1, 1, 1)
     return jnp.where(known, exact(params[0], x, t, None), exact(params[1], x, t, None))
@@ -160,6 +161,7 @@ def check_fixed_point(source):
   shares = np.linspace(0, 1, 4097)
   times, shares = jnp.float32(icdf(shares)), jnp.float32(shares)
 
+  @jax.jit
   def student(x, t, cond):
     y, here, u = x, t, jnp.interp(t, times, shares)
     for _ in range(2):
