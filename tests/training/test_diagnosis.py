@@ -197,6 +197,20 @@ def test_an_explosion_is_placed_in_its_time_bin():
   assert 330 <= finding.since <= 351 and "in time bin 2" in finding.cause
 
 
+def test_a_fake_score_whose_schedule_has_ended_is_not_updated():
+  def run(ends):
+    rows = []
+    for i in range(1, 301):
+      fake = {"fake/grad_norm": 1.0, "fake/loss": 1.0, "fake/lr": 1e-3 * (i < ends)}
+      student = {"student/grad_norm": 1.0, "student/gap": 0.4}
+      rows.append({"step": i, **(student if i % 3 == 0 else fake)})
+    return History(rows)
+
+  assert scores.fake_score(run(ends=1000)) == []
+  (finding,) = scores.fake_score(run(ends=101))
+  assert finding.since == 100 and "nets.fake.optim.steps" in finding.advice
+
+
 def test_single_spikes_and_bins_that_are_rarely_drawn_are_no_explosion():
   spiky = noisy(1.0)
   spiky[[120, 250, 398]] *= 1e4
@@ -272,6 +286,14 @@ def test_a_network_that_has_not_learned_yet_has_its_time():
 def test_still_data_have_no_static_video():
   still = history_of(probe__motion=np.zeros(6), probe__motion_real=np.full(6, 0.1))
   assert samples.static_video(still) == [] and samples.flicker(still) == []
+
+
+def test_fading_is_losing_what_was_there():
+  (finding,) = samples.fading(probes(contrast=[0.9, 0.9, 0.4, 0.35], spread=[1, 1, 0.9, 0.8]))
+  assert finding.since == 3 and "contrast is 35% of real (90% at step 1)" in finding.seen
+  assert "conditions" not in finding.seen
+  for fine in ([0.0, 0.2, 0.3, 0.4], [0.7, 0.45, 0.45, 0.44], [3.0, 2.0, 1.0, 0.9]):
+    assert samples.fading(probes(contrast=fine, spread=fine)) == []
 
 
 def test_flicker_needs_to_have_been_calm():

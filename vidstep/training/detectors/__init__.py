@@ -12,6 +12,7 @@ DETECTORS = (
   samples.static_video,
   samples.flicker,
   samples.diversity_collapse,
+  samples.fading,
   samples.saturation,
   scores.fake_score,
   updates.explosion,

@@ -17,6 +17,8 @@ class Limits:
   flicker: float = 1.0  # motion / real - 1, above
   alike: float = 0.2  # diversity / real, below
   alike_fall: float = 0.4  # and that below its own best
+  faded: float = 0.5  # contrast or spread / real, below
+  faded_fall: float = 0.6  # and that below its own best
 
   clipped: float = 0.15  # share of clipped values above real's, absolute
   contrast: float = 0.5  # contrast / real - 1, above

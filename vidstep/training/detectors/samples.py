@@ -75,6 +75,30 @@ def diversity_collapse(history: History):
   return found
 
 
+def fading(history: History):
+  """Samples that have lost contrast, or what tells one condition from another: on the way down."""
+  since, seen = [], []
+  for measure, what in (("contrast", "contrast"), ("spread", "the distance between conditions")):
+    steps, ratio = _against_real(history, measure, least=0.5)
+    best = np.maximum.accumulate(ratio) if len(ratio) else ratio
+    start = _run((ratio < LIMITS.faded) & (ratio < LIMITS.faded_fall * best))
+    if start is not None:
+      since.append(int(steps[start]))
+      seen.append(f"{what} is {_percent(ratio[-1])} of real ({_before(steps, ratio, start)})")
+  if not since:
+    return []
+  return [
+    Finding(
+      "fading",
+      "warning",
+      min(since),
+      "; ".join(seen),
+      "Samples wash out: what they show no longer depends on what was asked." + fake_state(history),
+      distillation_advice(history),
+    )
+  ]
+
+
 def saturation(history: History):
   """Colours, contrast or exposure that drift away from real ones, upwards."""
   contrast_steps, contrast = _against_real(history, "contrast", least=0.5)

@@ -40,7 +40,8 @@ def _stopped(history, student, fake):
       last,
       f"{fake} has not been updated while {student} was {missed} times",
       "The student now runs away from a score of what it used to draw.",
-      f"Let `due` of the objective name {fake} again; in a config: objective.ratio.",
+      f"Let `due` of the objective name {fake} again (objective.ratio), and its schedule last as "
+      f"long as the run (nets.{fake}.optim.steps).",
     )
   ]
 
@@ -80,6 +81,9 @@ def matched_roles(history):
 def missed_since(history, student, fake):
   """The fake's last update, if the student has had many since; None if all is well."""
   steps, _ = history.series(f"{fake}/grad_norm")
+  _, rate = history.series(f"{fake}/lr")
+  if len(rate) == len(steps) and rate.any():  # a schedule that has ended updates nothing either
+    steps = steps[rate > 0]
   of_student, _ = history.series(f"{student}/gap")
   usual = max(int(np.median(np.diff(steps))), 1) if len(steps) > 1 else 1
   late = history.step - steps[-1] > LIMITS.missed * usual
