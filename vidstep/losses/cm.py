@@ -37,7 +37,8 @@ def cm(
   a kind of median of the conditional velocity; each hop is off by a share of itself, however small
   the hops are, so on data with several modes the optimum of iCT and ECT is another function (two
   modes in the tests: at the true one, 11% of the gradient of a wrong one, on any grid; squared
-  error 5% with 16 intervals and 2% with 64). Distillation (`dcm`) averages nothing: no such bias.
+  error 5% with 16 intervals and 2% with 64; trained, the larger mode's share grows from 0.67 to
+  0.73 and stays 0.67 with squared error). Distillation (`dcm`) averages nothing: no such bias.
   (2) Fresh noise at t1 would leave nothing of the trajectory: x_t1 shares eps. (3) A grid that ends
   above 0 leaves the anchor to the parameterisation: here the last hop goes to t1 = 0, where f(x, 0)
   = x.
