@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fit import fit
+from fit import QUICK, fit
 from intervals import VIDEOS, expected_gradient, grown, law, numpy_student, student
 from mutation import assert_caught, mutant
 from videos import batch_of, displaced, exact, flat, wasserstein, zeros
@@ -27,7 +27,8 @@ KEY = jax.random.key(0)
 
 @functools.cache
 def compiled(objective):
-  return jax.jit(jax.value_and_grad(objective.loss["student"], has_aux=True))
+  loss = jax.value_and_grad(objective.loss["student"], has_aux=True)
+  return jax.jit(loss, compiler_options=QUICK)
 
 
 def run(objective, params, x0=DATA, nets=NETS, cond=None):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fit import fit
+from fit import QUICK, fit
 from intervals import VIDEOS, expected_gradient, grown, law, numpy_student, student
 from mutation import assert_caught, mutant
 from videos import (
@@ -44,7 +44,8 @@ KEY = jax.random.key(0)
 
 @functools.cache
 def compiled(objective):
-  return jax.jit(jax.value_and_grad(objective.loss["model"], has_aux=True))
+  loss = jax.value_and_grad(objective.loss["model"], has_aux=True)
+  return jax.jit(loss, compiler_options=QUICK)
 
 
 def run(objective, params, x0=DATA, cond=None, key=KEY):
@@ -92,9 +93,7 @@ def check_gradient(source, direction="data", power=0.0):
   assert np.linalg.norm(run(objective, zeros())[1]) < 0.05 * size
 
 
-@pytest.mark.parametrize(
-  ("direction", "power"), [("data", 0.0), ("data", 1.0), ("network", 0.0), ("network", 0.5)]
-)
+@pytest.mark.parametrize(("direction", "power"), [("data", 0.0), ("data", 1.0), ("network", 0.5)])
 def test_the_gradient_is_that_of_the_closed_form(direction, power):
   check_gradient(SOURCE, direction, power)
 
@@ -165,7 +164,7 @@ def test_the_noise_of_the_residual_goes_through_the_jacobian_of_the_map():
   assert noise["data"] < 0.95 * noise["network"], noise
 
 
-@pytest.mark.parametrize(("mix", "right"), [(0.0, True), (0.5, True), (0.5, False)])
+@pytest.mark.parametrize(("mix", "right"), [(0.5, True), (0.5, False), (0.0, True)])
 def test_guidance_is_learned_from_dropped_conditions(mix, right):
   """Two kinds of video; the fixed point is v_u + w (v_c - v_u) given the kind, v_u without."""
   both, w, n = mixture(), 3.0, 2**15

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fit import fit
+from fit import QUICK, fit
 from mutation import assert_caught, mutant
 from videos import (
   DIM,
@@ -45,7 +45,8 @@ WHOLE = rcm(STUDENT, exact, FAKE, reverse=0.5, warmup=50, **REVERSE)
 
 @functools.cache
 def compiled(objective):
-  return jax.jit(jax.value_and_grad(objective.loss["student"], has_aux=True))
+  loss = jax.value_and_grad(objective.loss["student"], has_aux=True)
+  return jax.jit(loss, compiler_options=QUICK)
 
 
 def run(objective, key=KEY, step=100, nets=NETS):
