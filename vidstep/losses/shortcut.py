@@ -48,7 +48,8 @@ def shortcut(
   dyadic grids only: sample on `timesteps(n, shift)` with n a power of two.
 
   Args:
-    velocity: `velocity(params, x [B, F, H, W, C], t [B] or [B, F], cond, s=s) -> u`, s like t.
+    velocity: `velocity(params, x [B, F, H, W, C], t [B] or [B, F], cond, s=s) -> u`, s like t;
+      `VideoDiT(second_time=True)` is one (in a config: `model.second_time=True`).
     teacher: `velocity(params, x, t, cond) -> v`; called for source "teacher" only.
     source: of the flow's velocity, "data" (eps - x0) or "teacher" (nothing is left to average).
     steps: M, a power of two.
