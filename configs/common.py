@@ -36,6 +36,12 @@ def base() -> ConfigDict:
   # at its own time; None, what the objective puts there (self_forcing: its own).
   config.causal.forcing = placeholder(str)
 
+  # Of adversarial objectives: the head over the features of a diffusion network.
+  config.critic = ConfigDict()
+  config.critic.dim = 128
+  config.critic.blocks = ()  # whose outputs it reads; (): all
+  config.critic.pooled = True  # one verdict a video; False: one a token
+
   config.train = ConfigDict()
   config.train.steps = 1000
   config.train.log_every = 10  # TensorBoard and W&B; metrics.jsonl has every step

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from vidstep.data.loader import Loader
 from vidstep.losses.flow_matching import bell
 from vidstep.models.codec import load_codec
 from vidstep.models.cond import Cond, null_cond
+from vidstep.models.critics import Critic, critic_fn, features_fn
 from vidstep.models.dit import VideoDiT
 from vidstep.models.velocity import velocity_fn
 from vidstep.training.checkpoint import (
@@ -38,8 +40,10 @@ class Setup:
   Attributes:
     config: the resolved config, a plain dict: what follows from codec and data is filled in.
     objective: the `Objective`.
-    models: network name -> `VideoDiT`, for roles and frozen networks.
-    velocities: network name -> velocity(params, x, t, cond).
+    models: network name -> `VideoDiT` (or `Critic`), for roles and frozen networks.
+    velocities: what the objective's positional arguments are: network name -> velocity(params, x,
+      t, cond), and for an adversarial one the features and the critic.
+    fresh: role -> key -> fresh weights.
     optimizers: role -> `Optimizer`.
     emas: role -> EMA decay, or None.
     references: frozen network -> reference that names a step.
@@ -54,6 +58,7 @@ class Setup:
   objective: losses.Objective
   models: dict[str, nn.Module]
   velocities: dict[str, Callable]
+  fresh: dict[str, Callable]
   optimizers: dict[str, Any]
   emas: dict[str, Any]
   references: dict[str, str]
@@ -91,8 +96,9 @@ def build(config):
         f"nets.{name} is no network of this objective, which has {', '.join(names)}."
       )
   references = {name: _reference(config, name) for name in objective.frozen}
-  models = {role: make_model(config, role) for role in objective.roles}
-  chunks = {role: chunk_of(config, role) for role in objective.roles}
+  networks = [role for role in objective.roles if role != "critic"]
+  models = {role: make_model(config, role) for role in networks}
+  chunks = {role: chunk_of(config, role) for role in networks}
   for name, reference in references.items():
     models[name] = make_model(read_config(reference), parse_reference(reference)[1])
     chunks[name] = chunk_of(config, name, of=reference)
@@ -100,6 +106,14 @@ def build(config):
   velocities["velocity"] = velocities[objective.roles[0]]
   if chunks[objective.roles[0]] is not None:
     velocities["rollout"] = self_rollout(velocities["velocity"], chunk=chunks[objective.roles[0]])
+  fresh = {role: functools.partial(init_params, models[role], example=example) for role in networks}
+  if "critic" in objective.roles:
+    host, features = _features(config, models, chunks)
+    models["critic"] = make_critic(config)
+    velocities |= {f"{host}_features": features, "critic": critic_fn(models["critic"])}
+    fresh["critic"] = functools.partial(
+      init_critic, models["critic"], features=features, host=models[host], example=example
+    )
 
   settings = {role: _overridden(config, role, "optim") for role in objective.roles}
   emas = {role: parse_ema(setting.pop("ema")) for role, setting in settings.items()}
@@ -108,13 +122,13 @@ def build(config):
   optimizers = {role: _optimizer(setting, updates[role]) for role, setting in settings.items()}
 
   def init(key, weights):
-    fresh = lambda i, role: init_params(models[role], jax.random.fold_in(key, i), example)
-    params = {r: weights[r] if r in weights else fresh(i, r) for i, r in enumerate(objective.roles)}
+    new = lambda i, role: fresh[role](jax.random.fold_in(key, i))
+    params = {r: weights[r] if r in weights else new(i, r) for i, r in enumerate(objective.roles)}
     return init_state(params, optimizers, emas, objective.init_aux(), key)
 
   return Setup(
-    config, objective, models, velocities, optimizers, emas, references, codec, loader, prepare,
-    example, init,
+    config, objective, models, velocities, fresh, optimizers, emas, references, codec, loader,
+    prepare, example, init,
   )  # fmt: skip
 
 
@@ -220,6 +234,33 @@ def init_params(model, key, example):
   return model.init(key, x, jnp.zeros(1, jnp.float32), cond=cond)["params"]
 
 
+def make_critic(config):
+  """The head of the config's `critic`, in the networks' compute dtype."""
+  if any(value is not None for value in config["nets"].get("critic", {}).get("model", {}).values()):
+    raise ValueError("nets.critic has no model of its own: give --config.critic.dim and the like.")
+  dtype = make_model(config, "critic").dtype
+  return Critic(config["critic"]["dim"], config["critic"]["pooled"], dtype)
+
+
+def _features(config, models, chunks):
+  """Name of the network that the objective's critic sits on, and that network's features."""
+  parameters = inspect.signature(losses.OBJECTIVES[config["objective"]["name"]]).parameters
+  (host,) = (k.removesuffix("_features") for k in parameters if k.endswith("_features"))
+  return host, features_fn(models[host], config["critic"]["blocks"], chunk=chunks[host])
+
+
+def init_critic(critic, key, *, features, host, example):
+  """Fresh weights of a critic on the features of the network `host`."""
+
+  def seen():
+    one = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), example)
+    params = init_params(host, jax.random.key(0), example)
+    return features(params, one.x0, jnp.zeros(1, jnp.float32), one.cond)
+
+  shapes = jax.eval_shape(seen)
+  return critic.init(key, [jnp.zeros(a.shape, a.dtype) for a in shapes])["params"]
+
+
 def chunk_of(config, role, *, of=None):
   """Frames that a causal network denoises together: k, or (first, k); None for the whole clip.
 
@@ -261,8 +302,7 @@ def load_initial(setup):
   for role in setup.objective.roles:
     reference = setup.config["nets"].get(role, {}).get("init")
     if reference:
-      make = lambda key, model=setup.models[role]: init_params(model, key, setup.example)
-      like = jax.eval_shape(make, jax.random.key(0))
+      like = jax.eval_shape(setup.fresh[role], jax.random.key(0))
       weights[role] = jax.device_get(load_network(reference, like=like)[1])  # to go to any mesh
   return weights
 
@@ -310,7 +350,8 @@ def make_objective(section, velocities):
   """The objective of a config section {"name": ..., keyword arguments}.
 
   Its positional arguments are velocity functions, "velocity" being that of the first role and
-  "rollout" its generation chunk by chunk. They are looked up in `velocities` when called, so the
+  "rollout" its generation chunk by chunk; "<network>_features" is what its blocks make of a video,
+  "critic" the head over them. They are looked up in `velocities` when called, so the
   networks can be built once the roles are known.
 
   Raises:
