@@ -24,6 +24,14 @@ KEY = jax.random.key(5)
 noise = lambda s, shape: jax.random.normal(jax.random.fold_in(KEY, s), shape)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_a_hurry():
+  """To optimize these programs would take longer than to run them."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 # ------------------------------------------------------------------------------------------------
 # A linear student against NumPy
 # ------------------------------------------------------------------------------------------------

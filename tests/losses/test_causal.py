@@ -1,0 +1,516 @@
+"""Causal objectives are the others: proven on a Gaussian chain, whose every frame is known."""
+
+import importlib
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fit import fit
+from mutation import assert_caught, mutant
+from test_dcm import numpy_walk, walker
+from test_dmd2 import one_gaussian
+from videos import flat, wasserstein
+
+from vidstep import paths
+from vidstep.causal.rollout import self_rollout
+from vidstep.losses import Batch, dcm, flow_matching, parts, scm, self_forcing
+from vidstep.models import Cond
+from vidstep.teachers import gaussian
+from vidstep.teachers.analytic import causal
+
+SOURCE = importlib.import_module("vidstep.losses.self_forcing")
+FRAMES, D = 3, 2
+DIM, SHAPE = FRAMES * D, (FRAMES, 1, 1, D)
+SHIFT = 3.0
+CHAIN = gaussian.random_gaussian(0, shape=(1, 1, D), actions=1, memory=0.9, noise=0.5, push=1.0)
+A, B, DRIFT, NOISE, START, SPREAD = (
+  np.asarray(getattr(CHAIN, name), np.float64)
+  for name in ("transition", "action", "drift", "noise_cov", "start_mean", "start_cov")
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_a_hurry():
+  """To optimize these programs would take longer than to run them."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+# ------------------------------------------------------------------------------------------------
+# The teacher: each frame given the clean one before it
+# ------------------------------------------------------------------------------------------------
+
+
+def video_batch(n, seed=0):
+  """Videos of the chain behind one frame of context, with actions and their clean selves."""
+  keys = jax.random.split(jax.random.key(seed))
+  actions = gaussian.random_actions(keys[0], n, 1 + FRAMES, 1)
+  video = gaussian.draw(CHAIN, keys[1], (n, 1 + FRAMES, 1, 1, D), Cond(actions=actions))
+  x0 = video[:, 1:]
+  return Batch(x0, Cond(actions=actions, context=video[:, :1], clean=x0))
+
+
+def teacher_forced(fn, chunk=1):
+  """A whole-clip function as a causal one that reads the clean frames of its condition."""
+  fn = causal(fn, chunk)
+  return lambda params, x, t, cond, **s: fn(
+    CHAIN, x, t, cond.replace(clean=None), clean=cond.clean, **s
+  )
+
+
+TEACHER = teacher_forced(gaussian.velocity)
+
+
+def numpy_velocity(previous, action):
+  """`E[eps - x | x_t]` of x ~ N(A previous + B action + drift, noise), float64: (x, t) -> v."""
+  mean = previous @ A.T + action @ B.T + DRIFT
+
+  def velocity(x, t):
+    total = (1 - t) ** 2 * NOISE + t**2 * np.eye(D)
+    solved = np.linalg.solve(total, (x - (1 - t) * mean).T).T
+    return t * solved - mean - (1 - t) * solved @ NOISE
+
+  return velocity
+
+
+def test_the_teacher_is_each_frame_given_its_past():
+  batch = video_batch(4)
+  x = np.random.default_rng(0).normal(size=(4, *SHAPE))
+  t = np.float32([0.2, 0.5, 0.7, 1.0])
+  found = np.asarray(jax.jit(TEACHER)(None, jnp.float32(x), jnp.asarray(t), batch.cond))
+  video = np.concatenate([batch.cond.context, batch.x0], 1)[:, :, 0, 0].astype(np.float64)
+  for b in range(4):
+    for f in range(FRAMES):
+      right = numpy_velocity(video[b, f : f + 1], np.asarray(batch.cond.actions[b, f + 1])[None])
+      np.testing.assert_allclose(found[b, f, 0, 0], right(x[b, f, 0], t[b])[0], atol=2e-5)
+
+
+# ------------------------------------------------------------------------------------------------
+# Teacher forcing
+# ------------------------------------------------------------------------------------------------
+
+TRI = {"own": np.eye(FRAMES), "past": np.tri(FRAMES, k=-1), "until": np.tri(FRAMES)}
+
+
+def near(base, past="past"):
+  """`base + sum_k t^k (A_k x + C_k clean + b_k)`, own frame of x, earlier clean ones."""
+  mask = lambda name: jnp.float32(np.kron(TRI[name], np.ones((D, D))))[None]
+
+  def velocity(params, x, t, cond, **s):
+    rows = lambda a: a.reshape(len(a), DIM)
+    each = jnp.einsum("kij,nj->nki", params["A"] * mask("own"), rows(x))
+    each += jnp.einsum("kij,nj->nki", params["C"] * mask(past), rows(cond.clean))
+    each += params["b"][None]
+    powers = t[:, None] ** jnp.arange(2, dtype=t.dtype)[None]
+    return base(params, x, t, cond, **s) + jnp.einsum("nki,nk->ni", each, powers).reshape(x.shape)
+
+  return velocity
+
+
+def residual(size=0.0, seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = {"A": (2, DIM, DIM), "C": (2, DIM, DIM), "b": (2, DIM)}
+  return {name: jnp.float32(size * rng.normal(size=shape)) for name, shape in shapes.items()}
+
+
+def gradient(objective, params, batch, **nets):
+  role = objective.roles[0]
+  loss = jax.jit(jax.value_and_grad(objective.loss[role], has_aux=True), static_argnums=5)
+  nets = {"teacher": {}, role: params, **nets}
+  (value, _), grads = loss(params, nets, {}, batch, jax.random.key(1), 10**6)
+  return float(value), flat(grads)
+
+
+def check_flow_matching(base=TEACHER, past="past"):
+  batch = video_batch(2**15)
+  objective = flow_matching(near(base, past), time=paths.Uniform(SHIFT))
+  _, still = gradient(objective, residual(), batch)
+  _, moved = gradient(objective, residual(0.3), batch)
+  assert np.linalg.norm(still) < 0.02 * np.linalg.norm(moved)
+
+
+def test_teacher_forced_flow_matching_has_the_causal_teacher_as_fixed_point():
+  check_flow_matching()
+
+
+def late(params, x, t, cond, **s):
+  return TEACHER(params, x, t, cond.replace(actions=jnp.roll(cond.actions, 1, 1)), **s)
+
+
+def forgetful(params, x, t, cond, **s):
+  """The last clean frame that is read is dropped with the one that is not."""
+  return TEACHER(params, x, t, cond.replace(clean=cond.clean.at[:, -2:].set(0)), **s)
+
+
+@pytest.mark.parametrize(
+  "broken",
+  [{"past": "until"}, {"base": late}, {"base": forgetful}],
+  ids=["own clean frame seen", "action off by one", "clean frame dropped"],
+)
+def test_flow_matching_finds_what_is_wrong_with_the_forcing(broken):
+  assert_caught(lambda: check_flow_matching(**broken))
+
+
+def check_consistency(objective_of, base, **broken):
+  """Exact for every sample: no loss at the fixed point, against that of a neighbour."""
+  batch = video_batch(512)
+  objective = objective_of(near(base, **broken))
+  value, still = gradient(objective, residual(), batch)
+  away, moved = gradient(objective, residual(0.3), batch)
+  assert value < 1e-7 * away
+  assert np.linalg.norm(still) < 1e-3 * np.linalg.norm(moved)
+
+
+WALK = walker(lambda x, t, cond: TEACHER(None, x, t, cond), stride=1 / 4, shift=SHIFT)
+TF_DCM = lambda velocity: dcm(velocity, TEACHER, steps=4, shift=SHIFT)
+TF_SCM = lambda velocity: scm(velocity, TEACHER, norm="none")
+END = teacher_forced(gaussian.consistency)
+TO_END = lambda params, x, t, cond: paths.v_from_x0(x, END(params, x, t, cond), t)
+
+
+def test_teacher_forced_discrete_consistency_is_the_causal_teachers_walk():
+  check_consistency(TF_DCM, lambda params, x, t, cond: WALK(x, t, cond))
+  batch = video_batch(2)
+  x = np.random.default_rng(0).normal(size=(2, *SHAPE))
+  found = np.asarray(jnp.float32(x) - jax.jit(WALK)(jnp.float32(x), jnp.ones(2), batch.cond))
+  video = np.concatenate([batch.cond.context, batch.x0], 1)[:, :, 0, 0].astype(np.float64)
+  for b in range(2):
+    right = numpy_velocity(video[b, 1:2], np.asarray(batch.cond.actions[b, 2])[None])
+    expected = numpy_walk(right, x[b, 1, 0], 1.0, stride=1 / 4, shift=SHIFT)
+    np.testing.assert_allclose(found[b, 1, 0], expected, atol=1e-5)
+
+
+def test_teacher_forced_continuous_consistency_is_the_causal_consistency_function():
+  check_consistency(TF_SCM, TO_END)
+
+
+def test_a_student_that_forgets_its_past_is_not_consistent():
+  short = lambda params, x, t, cond: TO_END(
+    params, x, t, cond.replace(clean=jnp.zeros_like(cond.clean))
+  )
+  assert_caught(check_consistency, TF_SCM, short)
+
+
+# ------------------------------------------------------------------------------------------------
+# Diffusion forcing
+# ------------------------------------------------------------------------------------------------
+
+
+def test_chunks_draw_their_own_times_also_where_the_first_is_shorter():
+  t = parts.draw_times(paths.Uniform(), jax.random.key(0), jnp.zeros((8, 6, 1)), chunk=(1, 2))
+  np.testing.assert_array_equal(t[:, [1, 3]], t[:, [2, 4]])
+  assert t.shape == (8, 6) and len(np.unique(t)) == 8 * 4
+
+
+def test_diffusion_forcing_has_the_teacher_behind_noisy_frames_as_fixed_point():
+  """A velocity of each frame given the noisy ones before it; later ones it must not see."""
+  batch = video_batch(2**12)
+  batch = batch.replace(cond=batch.cond.replace(clean=None))
+  behind_noise = causal(gaussian.velocity)
+
+  def velocity(fn):
+    def moved(params, x, t, cond):
+      rows = jnp.einsum("ij,nj->ni", params, x.reshape(len(x), DIM))
+      return fn(CHAIN, x, t, cond) + rows.reshape(x.shape)
+
+    return moved
+
+  def norm(fn, size):
+    lower = np.kron(TRI["until"], np.ones((D, D)))
+    probe = jnp.float32(size * lower * np.random.default_rng(0).normal(size=(DIM, DIM)))
+    objective = flow_matching(velocity(fn), chunk=1, time=paths.Uniform(SHIFT))
+    _, found = gradient(objective, probe, batch)
+    return np.linalg.norm(found.reshape(DIM, DIM) * lower)
+
+  assert norm(behind_noise, 0) < 0.1 * norm(behind_noise, 0.3)
+  blind = lambda params, x, t, cond: behind_noise(params, x, jnp.ones_like(t), cond)
+  assert norm(blind, 0) > 0.2 * norm(behind_noise, 0.3)
+
+
+# ------------------------------------------------------------------------------------------------
+# Self-forcing
+# ------------------------------------------------------------------------------------------------
+
+TIMES = (1.0, 0.6)
+
+
+def jumps(params, x, t, cond):
+  """A few-step causal student: f = W_i x + N_i (the clean frame before) + b_i, i by its time."""
+  at = jnp.stack([t > 0.8, t <= 0.8], -1).astype(jnp.float32)
+  previous = jnp.pad(cond.clean[:, :-1, 0, 0], ((0, 0), (1, 0), (0, 0)))
+  f = jnp.einsum("bfk,kfij,bfj->bfi", at, params["W"], x[:, :, 0, 0])
+  f += jnp.einsum("bfk,kfij,bfj->bfi", at, params["N"], previous)
+  f += jnp.einsum("bfk,kfi->bfi", at, params["b"])
+  return paths.v_from_x0(x, f[:, :, None, None], t)
+
+
+def student(jump):
+  """Parameters from `jump(f, t) -> (W, N, b)`, the affine jump to x0 of frame f, float64."""
+  rows = [[jump(f, t) for f in range(FRAMES)] for t in TIMES]
+  stack = lambda k: jnp.float32([[row[k] for row in frames] for frames in rows])
+  return {"W": stack(0), "N": stack(1), "b": stack(2)}
+
+
+def laws_of_frames():
+  """Per frame: covariance given the one before, slope of its mean in it, and the rest of it."""
+  return [(SPREAD, 0 * A, START)] + [(NOISE, A, DRIFT)] * (FRAMES - 1)
+
+
+def exact_jump(f, t):
+  """The consistency function: `mean + cov^1/2 (cov (1-t)^2 + t^2)^-1/2 (x - (1-t) mean)`."""
+  cov, slope, rest = laws_of_frames()[f]
+  lam, u = np.linalg.eigh(cov)
+  w = u * np.sqrt(lam / ((1 - t) ** 2 * lam + t**2)) @ u.T
+  left = np.eye(D) - (1 - t) * w
+  return w, left @ slope, left @ rest
+
+
+def walked_jump(f, t, steps=4):
+  """Where teacher-forced discrete consistency ends: the Euler walk down a grid, from t to 0."""
+  cov, slope, rest = laws_of_frames()[f]
+  w, left = np.eye(D), np.zeros((D, D))
+  grid = paths.shift_time(np.linspace(paths.unshift_time(t, SHIFT), 0, steps + 1), SHIFT)
+  for here, there in itertools.pairwise(grid):
+    total = np.linalg.inv((1 - here) ** 2 * cov + here**2 * np.eye(D))
+    gain = (here * np.eye(D) - (1 - here) * cov) @ total  # v = gain (x - (1-t) mean) - mean
+    step = np.eye(D) - (here - there) * gain
+    w, left = step @ w, step @ left + (here - there) * ((1 - here) * gain + np.eye(D))
+  return w, left @ slope, left @ rest
+
+
+def truth():
+  mean, cov = gaussian.moments(jax.tree.map(jnp.asarray, CHAIN), 1, FRAMES)
+  return np.asarray(mean[0], np.float64), np.asarray(cov, np.float64)
+
+
+def rolled(params, depth):
+  """Mean and covariance of what a student rolls out: a NumPy loop over affine maps of noise."""
+  w, n, b = (np.asarray(params[name], np.float64) for name in "WNb")
+  draws = depth * FRAMES * D
+  video, previous = [], np.zeros((D, draws + 1))
+  for f in range(FRAMES):
+    x0 = np.zeros((D, draws + 1))
+    for s, t in enumerate(TIMES[:depth]):
+      eps = np.zeros((D, draws + 1))
+      at = (f * depth + s) * D
+      eps[:, at : at + D] = np.eye(D)
+      x0 = w[s, f] @ ((1 - t) * x0 + t * eps) + n[s, f] @ previous
+      x0[:, -1] += b[s, f]
+    video.append(x0)
+    previous = x0
+  video = np.concatenate(video)
+  return video[:, -1], video[:, :-1] @ video[:, :-1].T
+
+
+def whole_clip(params, x, t, cond):
+  """The teacher of whole clips."""
+  return gaussian.velocity(CHAIN, x, t)
+
+
+def generator(params, batch, key, **options):
+  generate = self_rollout(jumps, chunk=1)
+  return generate(params, batch.replace(cond=Cond()), key, **options)
+
+
+def moved(params, size=0.3, seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda p: p + jnp.float32(size * rng.normal(size=p.shape)), params)
+
+
+def fake_of(law):
+  """A fake score that knows a law."""
+  mean, cov = law
+  return {"W": jnp.float32(np.linalg.cholesky(cov)), "b": jnp.float32(mean)}
+
+
+def mixed(params, times):
+  """The law of all depths together, as a Gaussian: their moments."""
+  laws = [rolled(params, depth) for depth in range(1, len(times) + 1)]
+  mean = sum(m for m, _ in laws) / len(laws)
+  return mean, sum(c + np.outer(m, m) for m, c in laws) / len(laws) - np.outer(mean, mean)
+
+
+def check_self_forcing(source, times):
+  """The exact causal sampler stays where it is, a student beside it is pulled back."""
+  objective = source.self_forcing(generator, whole_clip, one_gaussian, times=times)
+  home = student(exact_jump)
+  for depth in range(1, len(times) + 1):
+    assert wasserstein(*rolled(home, depth), *truth()) < 1e-4
+  away = moved(home)
+  batch = Batch(jnp.zeros((2**13, *SHAPE)))
+  pull = lambda params: gradient(
+    objective, params, batch, fake=fake_of(mixed(params, times)), teacher=None
+  )[1]
+  back, still = pull(away), pull(home)
+  off = flat(away) - flat(home)
+  assert np.linalg.norm(still) < 1e-2 * np.linalg.norm(back)
+  if len(times) == 1:  # with more, a step moves the weights of one depth only
+    assert back @ off > 0.1 * np.linalg.norm(back) * np.linalg.norm(off)
+
+  # Every draw has the law of one depth, and every depth occurs.
+  draw = generator_of(source, "self_forcing", generator, times=times)
+  laws = [rolled(away, depth) for depth in range(1, len(times) + 1)]
+  seen = set()
+  for seed in range(4 * len(times)):
+    gaps = [wasserstein(*moments(draw(away, batch, jax.random.key(seed))), *law) for law in laws]
+    seen.add(int(np.argmin(gaps)))
+    assert min(gaps) < 0.1
+  assert len(seen) == len(times)
+
+
+def generator_of(source, name, network, **options):
+  """What an objective hands to distribution matching, compiled."""
+  handed, matching = [], source.distribution_matching
+  source.distribution_matching = lambda generate, *nets, **kw: (
+    handed.append(generate) or matching(generate, *nets, **kw)
+  )
+  getattr(source, name)(network, whole_clip, one_gaussian, **options)
+  source.distribution_matching = matching
+  return jax.jit(handed[0])
+
+
+def moments(videos):
+  rows = np.asarray(videos, np.float64).reshape(len(videos), -1)
+  return rows.mean(0), np.cov(rows.T)
+
+
+@pytest.mark.parametrize("times", [(1.0,), TIMES])
+def test_the_exact_causal_sampler_is_the_fixed_point(times):
+  check_self_forcing(SOURCE, times)
+
+
+@pytest.mark.parametrize(
+  ("old", "new"),
+  [
+    ("times=times, first_times=first_times, depth=n)", "times=(1.0,), first_times=(), depth=n)"),
+    ("n = 1 + (", "n = 0 * drawn + ("),
+    ("return rollout(params,", "return batch.x0 + 0 * rollout(params,"),
+  ],
+)
+def test_a_wrong_self_forcing_fails_the_proof(old, new):
+  assert_caught(check_self_forcing, mutant(SOURCE, old, new), TIMES)
+
+
+def test_self_forcing_closes_the_gap_that_teacher_forcing_leaves():
+  """A one-step student, right behind true frames to the error of its grid, drifts behind its own.
+
+  Trained on its own rollout, with a fake score that learns, it reaches the joint law.
+  """
+  start = student(walked_jump)
+  objective = self_forcing(
+    generator, whole_clip, one_gaussian, times=(1.0,), time=paths.Uniform(SHIFT), ratio=2
+  )
+  nets = {"student": start, "fake": fake_of(rolled(start, 1)), "teacher": {}}
+  rates = {"student": 0.01, "fake": 0.02}
+  end = fit(objective, nets, jnp.zeros((257, *SHAPE)), steps=1500, rates=rates, b1=0.0)["student"]
+
+  def drift(params):
+    """W2 to the truth of each frame alone, and of the whole video."""
+    (mean, cov), (mean0, cov0) = rolled(params, 1), truth()
+    cut = [slice(f * D, f * D + D) for f in range(FRAMES)]
+    each = [wasserstein(mean[c], cov[c, c], mean0[c], cov0[c, c]) for c in cut]
+    return each, wasserstein(mean, cov, mean0, cov0)
+
+  (frames, before), (_, after) = drift(start), drift(end)
+  assert before > 0.8 and frames[2] > frames[1] > frames[0] > 0.3
+  assert after < 0.08
+
+
+def test_depths_cycle_by_the_updates_of_each_role():
+  """With ratio 2 and two depths, a cycle by the step would give each role one depth for ever."""
+  seen = []
+
+  def rollout(params, batch, key, *, times, first_times, depth):
+    seen.append(int(depth))
+    return batch.x0 * params
+
+  field = lambda params, x, t, cond: x
+  objective = self_forcing(rollout, field, field, times=TIMES, depth="cycle", ratio=2)
+  nets = {"student": jnp.float32(1), "fake": {}, "teacher": {}}
+  depths = {"student": [], "fake": []}
+  for step in range(8):
+    (role,) = objective.due(step)
+    batch = Batch(jnp.ones((2, *SHAPE)))
+    objective.loss[role](nets[role], nets, {}, batch, jax.random.key(0), step)
+    depths[role].append(seen.pop())
+  assert depths == {"student": [1, 2, 1, 2], "fake": [1, 2, 1, 2]}
+
+
+@pytest.mark.parametrize(
+  ("options", "words"),
+  [
+    ({"times": (0.9,)}, "times must start at 1"),
+    ({"first_times": (1.0, 1.0)}, "fall strictly"),
+    ({"depth": "fixed"}, "depth must be one of random, cycle"),
+    ({"ratio": 1}, "ratio must be at least 2"),
+  ],
+)
+def test_impossible_options_are_refused(options, words):
+  with pytest.raises(ValueError, match=words):
+    self_forcing(generator, whole_clip, one_gaussian, **options)
+
+
+# ------------------------------------------------------------------------------------------------
+# CausVid
+# ------------------------------------------------------------------------------------------------
+
+CAUSVID = importlib.import_module("vidstep.losses.causvid")
+
+
+def triangular(params, x, t, cond):
+  """A causal map of noisy frames: f = L x + b, L lower triangular by frames."""
+  lower = params["W"] * jnp.float32(np.kron(TRI["until"], np.ones((D, D))))
+  f = jnp.einsum("ij,nj->ni", lower, x.reshape(len(x), DIM)) + params["b"][None]
+  return paths.v_from_x0(x, f.reshape(x.shape), t)
+
+
+def check_causvid(source, times=(1.0,)):
+  """From pure noise its fixed point is the block Cholesky factor of the data's covariance.
+
+  From noised data, (1 - t) x0 + t eps with its own t for each frame, it matches the law of that.
+  """
+  mean, cov = truth()
+  home = fake_of((mean, cov))
+  objective = source.causvid(triangular, whole_clip, one_gaussian, times=times, chunk=1)
+  x0 = gaussian.draw(CHAIN, jax.random.key(3), (2**13, *SHAPE))
+
+  def law(params):
+    w, b = np.asarray(params["W"] * np.kron(TRI["until"], np.ones((D, D)))), np.asarray(params["b"])
+    keep = np.mean([1 - t for t in times])
+    second = keep**2 * (cov + np.outer(mean, mean))
+    own = np.mean([(1 - t) ** 2 for t in times]) * (cov + np.outer(mean, mean))
+    second = np.where(np.kron(np.eye(FRAMES), np.ones((D, D))), own, second)
+    second += np.mean(np.square(times)) * np.eye(DIM)
+    inside = second - keep**2 * np.outer(mean, mean)
+    return w @ (keep * mean) + b, w @ inside @ w.T
+
+  away = moved(home)
+  draw = generator_of(source, "causvid", triangular, times=times, chunk=1)
+  assert wasserstein(*moments(draw(away, Batch(x0), jax.random.key(1))), *law(away)) < 0.05
+  if times == (1.0,):
+    pull = lambda params: gradient(objective, params, Batch(x0), fake=fake_of(law(params)))[1]
+    off, back = flat(away) - flat(home), pull(away)
+    assert np.linalg.norm(pull(home)) < 1e-2 * np.linalg.norm(back)
+    assert back @ off > 0.1 * np.linalg.norm(back) * np.linalg.norm(off)
+
+
+@pytest.mark.parametrize("times", [(1.0,), (1.0, 0.1)])
+def test_causvid_matches_its_jumps_from_noised_data(times):
+  check_causvid(CAUSVID, times)
+
+
+@pytest.mark.parametrize(
+  ("old", "new"),
+  [
+    ("time_key, x0, chunk)", "time_key, x0)[:, None] * jnp.ones(x0.shape[:2])"),
+    ("interpolate(x0, ", "interpolate(0 * x0, "),
+    ("x0_from_v(x, parts", "x0_from_v(x0, parts"),
+  ],
+)
+def test_a_wrong_causvid_fails_the_proof(old, new):
+  source = mutant(CAUSVID, old, new)
+  source.jnp = jnp
+  assert_caught(check_causvid, source, (1.0, 0.1))
