@@ -1,5 +1,6 @@
 """Flow-map distillation is proven against the flow map of one Gaussian, start and end of a step."""
 
+import dataclasses
 import functools
 import importlib
 
@@ -14,7 +15,7 @@ from videos import batch_of, displaced, exact, flat, wasserstein, zeros
 
 from experiments.setup import make_objective
 from vidstep import paths
-from vidstep.losses import Batch, flow_map
+from vidstep.losses import Batch, flow_map, scm
 
 # The package exports the function under the name of its module.
 SOURCE = importlib.import_module("vidstep.losses.flow_map")
@@ -97,6 +98,26 @@ def test_a_wrong_objective_fails_the_proof(old, new):
   assert_caught(check_gradient, mutant(SOURCE, old, new), "lagrangian")
 
 
+@dataclasses.dataclass(frozen=True)
+class Late:
+  """The larger of two uniform times."""
+
+  def sample(self, key, shape):
+    return jnp.sqrt(jax.random.uniform(key, shape))
+
+  def cdf(self, t):
+    return t**2
+
+
+def test_at_s_0_it_is_continuous_consistency_with_the_squared_norm():
+  """The adaptive weight 1 / (|h|^2 + c) is what `scm` divides its tangent by with power=2."""
+  jump = lambda params, x, t, cond: student(params, x, t, cond, s=0 * t)
+  options = {"time": paths.Uniform(), "equal": 0.0, "zero": 1.0, "power": 1.0, "c": 0.1}
+  found = run(flow_map(student, exact, **options), displaced())[1]
+  wanted = run(scm(jump, exact, warmup=0, power=2, c=0.1, time=Late()), displaced())[1]
+  assert np.linalg.norm(found - wanted) < 0.03 * np.linalg.norm(wanted)
+
+
 def test_without_the_second_half_it_is_another_objective():
   """equal=1 regresses the teacher's velocity only; any network that agrees at s = t is content."""
   wrong = lambda params, x, t, cond, *, s: exact(NETS["teacher"], x, t, cond) + 0 * params
@@ -160,3 +181,22 @@ def test_it_can_be_named_in_a_config():
 def test_impossible_options_are_refused(options, words):
   with pytest.raises(ValueError, match=words):
     flow_map(student, exact, **options)
+
+
+@pytest.mark.parametrize("identity", ["eulerian", "lagrangian"])
+def test_differences_ask_for_times_within_the_interval_and_agree_with_the_tangent(identity):
+  asked, losses = [], {}
+
+  def watched(params, x, t, cond, *, s):
+    jax.debug.callback(lambda *r: asked.append(np.array(r)), t, s)
+    return student(params, x, t, cond, s=s)
+
+  for tangent in ("jvp", "semi", "difference"):
+    options = {"identity": identity, "tangent": tangent, "equal": 0.0, "power": 0.0}
+    losses[tangent] = run(flow_map(watched, exact, **options), displaced(), DATA[:64])[0]["loss"]
+    jax.effects_barrier()
+  np.testing.assert_allclose(losses["semi"], losses["jvp"], rtol=0.02)
+  np.testing.assert_allclose(losses["difference"], losses["jvp"], rtol=0.02)
+  t, s = asked[0]
+  for later, earlier in asked:
+    assert (later <= t).all() and (earlier >= s).all() and (earlier <= later).all()

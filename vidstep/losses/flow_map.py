@@ -36,12 +36,12 @@ def flow_map(
       lagrangian   u = v_T(X(x, t, s), s) + (t - s) du/ds:              its end moves
       L = E scale w mean |u - sg[right-hand side]|^2,      w = sg (mean |..|^2 + c)^-power
 
-  eulerian is MeanFlow with a teacher, and at s = 0 `scm`; (t, s) are drawn as AnyFlow does
-  (arXiv 2605.13724): s = t in half of the samples, s = 0 in a quarter. lagrangian (Boffi et al.
-  2024; Sabour et al. 2025) asks the teacher where the student's own step ends, takes no derivative
-  in x, and its teacher call has to wait for the student's. Both have one optimum, the flow map of
-  the guided teacher, where the residual vanishes for each sample: the adaptive weight costs nothing
-  here (it does in `mean_flow`, which has no teacher).
+  eulerian is MeanFlow with a teacher, and `scm` (power=2) at s = 0; (t, s) are drawn as AnyFlow
+  does (arXiv 2605.13724): s = t in half of the samples, s = 0 in a quarter. lagrangian (Boffi et
+  al. 2024; Sabour et al. 2025) asks the teacher where the student's own step ends, takes no
+  derivative in x, and its teacher call has to wait for the student's. Both have one optimum, the
+  flow map of the guided teacher, where the residual vanishes for each sample: the adaptive weight
+  costs nothing here (it does in `mean_flow`, which has no teacher).
 
   Sample with `samplers.sample(u, noise, times, solver="flow_map")`, u(x, t, s).
 

@@ -35,8 +35,8 @@ def scm(
 
   With F = v_theta(x_t, t), F^- = sg F, r = min(1, step / warmup) and f(x, t) = x - t v_theta(x, t),
 
-      rf     h = df/dt = v_T - F^- - r t dF^-/dt               Causal-rCM, section 3
-      trig   g = cos df/dtau = -cos^2 (F^- - F_T) - r cos sin (x_tau + dF^-/dtau)    sCM, eq. 6 - 8
+      rf     h = df/dt = v_T - F^- - r t dF^-/dt                                    Causal-rCM
+      trig   g = cos df/dtau = -cos^2 (F^- - F_T) - r cos sin (x_tau + dF^-/dtau)   sCM
       L = E scale mean |F - F^- - h / (|h| + c)|^2
 
   where d/dt is along the teacher's trajectory, (dx/dt, dt) = (v_T, 1). trig is the same network
