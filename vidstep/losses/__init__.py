@@ -5,6 +5,7 @@ from vidstep.losses.causvid import causvid
 from vidstep.losses.cm import cm
 from vidstep.losses.dcm import dcm
 from vidstep.losses.dmd2 import dmd2
+from vidstep.losses.f_distill import f_distill
 from vidstep.losses.flow_map import flow_map
 from vidstep.losses.flow_matching import flow_matching
 from vidstep.losses.gan import dmd2_gan
@@ -23,6 +24,7 @@ OBJECTIVES = {
   "dcm": dcm,
   "dmd2": dmd2,
   "dmd2_gan": dmd2_gan,
+  "f_distill": f_distill,
   "scm": scm,
   "sct": sct,
   "mean_flow": mean_flow,
@@ -47,6 +49,7 @@ __all__ = [
   "dcm",
   "dmd2",
   "dmd2_gan",
+  "f_distill",
   "flow_map",
   "flow_matching",
   "kd",
