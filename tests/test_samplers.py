@@ -229,7 +229,7 @@ def test_flow_map_sampling_is_exact_in_any_number_of_steps():
 
 @pytest.mark.parametrize("new", ["[:-1]", "[1:] * 0"])
 def test_proof_of_flow_map_sampling_fails_on_mutants(new, monkeypatch):
-  broken = mutant(samplers, "np.float64)[1:]]", f"np.float64){new}]")
+  broken = mutant(samplers, "np.asarray(times)[1:]", f"np.asarray(times){new}")
   monkeypatch.setitem(globals(), "sample", broken.sample)
   with np.errstate(all="ignore"):
     assert_caught(check_flow_map)
@@ -249,7 +249,7 @@ def test_fresh_noise_follows_the_key(key):
 def test_nfe_counts_the_calls_that_happen(solver, guidance, key):
   calls = []
 
-  def counted(x, t, *s):
+  def counted(x, t, **s):
     jax.debug.callback(lambda: calls.append(1))
     return velocity(x, t)
 
@@ -269,7 +269,7 @@ def test_nfe_of_the_usual_settings():
 
 @pytest.mark.parametrize("solver", list(samplers.SOLVERS))
 def test_a_sampler_is_one_scan_with_one_network_in_it(solver, key):
-  network = lambda x, t, *s: jnp.tanh(x)
+  network = lambda x, t, **s: jnp.tanh(x)
   run = lambda x: sample(network, x, timesteps(6), solver=solver, key=key)
   program = str(jax.make_jaxpr(run)(jnp.ones((2, 3), jnp.float32)))
   assert program.count("scan[") == 1

@@ -122,7 +122,7 @@ def sample(velocity, x, times, *, solver="euler", key=None):
 
   Args:
     velocity: `velocity(x, t) -> v` with t float32 `[B]` (float64 if x is), v of the shape of x;
-      for solvers in `TWO_TIMES` `velocity(x, t, s)`, the average velocity over [s, t].
+      for solvers in `TWO_TIMES` `velocity(x, t, s=s)`, the average velocity over [s, t].
     x: state at `times[0]`, `[B, ...]`; pure standard normal noise if that is 1.
     times: falling times `[steps + 1]`, known when tracing; see `timesteps`, `timestep_list`.
     solver: one of `SOLVERS`.
@@ -145,8 +145,9 @@ def sample(velocity, x, times, *, solver="euler", key=None):
 
   def stage(carry, row):
     x, base, history = carry
-    index, t, to_state, to_base, *ends = row
-    v = velocity(x.astype(dtype), *(jnp.full(x.shape[:1], r) for r in (t, *ends))).astype(wide)
+    index, t, to_state, to_base, end = row
+    shared = lambda t: jnp.full(x.shape[:1], t)
+    v = velocity(x.astype(dtype), shared(t), **jax.tree.map(shared, end)).astype(wide)
     noise = jax.random.normal(jax.random.fold_in(key, index), x.shape, wide) if noisy else None
     registers = (x, base, noise, x - t * v, *history)
 
@@ -160,8 +161,8 @@ def sample(velocity, x, times, *, solver="euler", key=None):
   start = x.astype(wide)
   empty = jnp.zeros_like(start)
   carry = (start, empty if remembers else None, (empty,) * (plan.state.shape[1] - M - 1))
-  ends = [np.asarray(times, np.float64)[1:]] if solver in TWO_TIMES else []
-  rows = (np.arange(len(plan.times)), *(jnp.asarray(table, wide) for table in (*plan, *ends)))
+  ends = {"s": jnp.asarray(np.asarray(times)[1:], wide)} if solver in TWO_TIMES else {}
+  rows = (np.arange(len(plan.times)), *(jnp.asarray(table, wide) for table in plan), ends)
   (x, _, _), _ = jax.lax.scan(stage, carry, rows)
   return x.astype(dtype)
 
@@ -170,18 +171,18 @@ def guided(velocity_cond, velocity_uncond, w):
   """Classifier-free guidance, `v_uncond + w (v_cond - v_uncond)`: w = 1 is none.
 
   Args:
-    velocity_cond: `(x, t) -> v` given the condition, or `(x, t, s) -> u`.
+    velocity_cond: `(x, t) -> v` given the condition, or `(x, t, *, s) -> u`.
     velocity_uncond: `(x, t) -> v` without it.
     w: weight; a number, or an array `[B]`. The numbers 1 and 0 call one network only.
 
   Returns:
-    `(x, t) -> v`, or `(x, t, s) -> u`.
+    `(x, t) -> v`, or `(x, t, *, s) -> u`.
   """
   if isinstance(w, int | float) and w in (0, 1):
     return velocity_cond if w == 1 else velocity_uncond
 
-  def velocity(x, t, *s):
-    cond, uncond = velocity_cond(x, t, *s), velocity_uncond(x, t, *s)
+  def velocity(x, t, **s):
+    cond, uncond = velocity_cond(x, t, **s), velocity_uncond(x, t, **s)
     scale = expand(jnp.asarray(w, t.dtype), x)
     out = uncond.astype(scale.dtype)
     return (out + scale * (cond.astype(scale.dtype) - out)).astype(cond.dtype)

@@ -201,4 +201,4 @@ SOLVERS = {
 }
 
 STOCHASTIC = ("consistency",)  # these need a random key, and may repeat a time
-TWO_TIMES = ("flow_map",)  # these call the network as (x, t, s), s being where the step ends
+TWO_TIMES = ("flow_map",)  # these call the network as (x, t, s=s), s being where the step ends

@@ -43,7 +43,7 @@ def flow_map(
   flow map of the guided teacher, where the residual vanishes for each sample: the adaptive weight
   costs nothing here (it does in `mean_flow`, which has no teacher).
 
-  Sample with `samplers.sample(u, noise, times, solver="flow_map")`, u(x, t, s).
+  Sample with `samplers.sample(u, noise, times, solver="flow_map")`, u(x, t, s=s).
 
   Traps of public code that this avoids: AnyFlow's first stage divides the difference by the
   guidance scale and guides u over the whole interval with an unconditional u, which is a guided

@@ -56,7 +56,8 @@ def scm(
   embedding (bfloat16 moves 937.5 to 936, which a derivative in time cannot take); c = 0.1 for the
   norm over *all* elements is inert on video (`tangents.normalize`). A NaN is not masked per sample,
   as rCM does: it comes from a network that overflows, and the trainer refuses and counts the step.
-  Clip no gradients: with normalised tangents the clip would act on every step.
+  Clip no gradients: with normalised tangents the clip would act on every step. A small network that
+  embeds 1000 t (Wan's `time_scale`) has a dF/dt that is mostly noise: use a smaller scale.
 
   Args:
     velocity: the student, `velocity(params, x [B, F, H, W, C], t [B] or [B, F], cond) -> v`.
