@@ -2,6 +2,7 @@
 
 import base64
 import html as escape
+import io
 import textwrap
 
 import matplotlib
@@ -59,10 +60,12 @@ def passed(run):
   ]
 
 
-def verdict(run):
-  """The verdict as lines of text."""
+def verdict(run, *, brief=False):
+  """The verdict as lines of text; brief, without causes and advice."""
   lines = [headline(run)[1]]
-  lines += [f"[{i}] {f.name}, {f.severity}: {f.text}" for i, f in enumerate(findings(run), 1)]
+  for i, f in enumerate(findings(run), 1):
+    words = f"{f.seen}, since step {f.since}." if brief else f.text
+    lines.append(f"[{i}] {f.name}, {f.severity}: {words}")
   return lines + passed(run)
 
 
@@ -81,10 +84,11 @@ def draw(runs, path):
   panels = (_losses, _losses_by_time, _gaps, _gradients, _samples, _exposure)
   columns = 3 if len(runs) == 1 else len(runs)
   width = WIDTH if len(runs) == 1 else int(WIDTH / len(runs))
-  texts = ["\n".join(textwrap.fill(line, width) for line in verdict(run)) for run in runs]
+  lines = [verdict(run, brief=len(runs) > 1) for run in runs]
+  texts = ["\n".join(textwrap.fill(line, width) for line in each) for each in lines]
   strips = [None if run.picture is None else landscape(run.picture, run.clips) for run in runs]
   rows = 2 if len(runs) == 1 else len(panels)
-  tall = [0.17 * (max(text.count("\n") for text in texts) + 2), *[2.3] * rows]
+  tall = [0.15 * (max(text.count("\n") for text in texts) + 2), *[2.3] * rows]
   tall += [1.8] if any(s is not None for s in strips) else []
   figure = plt.figure(figsize=(12, sum(tall) + 0.3 * len(tall)), layout="constrained")
   grid = figure.add_gridspec(len(tall), columns, height_ratios=tall)
@@ -109,8 +113,11 @@ def draw(runs, path):
       shared = axes
       panel(axes, run.diagnosis.history)
       _mark(axes, run)
-  figure.savefig(path, dpi=100)
+  buffer = io.BytesIO()
+  figure.savefig(buffer, dpi=100)
   plt.close(figure)
+  with Image.open(buffer) as image:  # 256 colours are a quarter of the bytes
+    image.convert("RGB").quantize(256).save(path, optimize=True)
 
 
 def landscape(file, clips, gap=2):
@@ -192,11 +199,13 @@ def _samples(axes, history):
     steps, values = history.series(f"probe/{measure}")
     _, real = history.series(f"probe/{measure}_real")
     if len(steps):
-      axes.plot(steps, values / np.maximum(real, 1e-3), "o-", ms=2, lw=1.2, label=measure)
+      ratio = np.clip(values / np.maximum(real, 1e-3), 0.02, 20)
+      axes.plot(steps, ratio, "o-", ms=2, lw=1.2, label=measure)
       if limit:
-        axes.axhspan(0, limit, color=COLOURS["collapse"], alpha=0.04)
+        axes.axhspan(0.02, limit, color=COLOURS["collapse"], alpha=0.04)
   axes.axhline(1, color="0.5", lw=0.8)
-  axes.set_ylim(0, 2.5)
+  axes.set_yscale("log")
+  axes.set_ylim(0.02, 20)
 
 
 def _exposure(axes, history):

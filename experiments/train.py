@@ -68,6 +68,9 @@ def train(config, workdir, *, wandb=None, profile=None):
   first, last = parse_profile(profile)
   run = build.build(config)
   config, objective, settings = run.config, run.objective, run.config["train"]
+  watched = config["diagnose"]
+  if watched["samples"] < 1:
+    raise ValueError(f"diagnose.samples={watched['samples']}: draw each condition once or more.")
 
   # ----------------------------------------------------------------------------------------------
   # Mesh and shardings
@@ -136,12 +139,7 @@ def train(config, workdir, *, wandb=None, profile=None):
   # ----------------------------------------------------------------------------------------------
   # Samples: a few of the same conditions from the same noise throughout the run
   # ----------------------------------------------------------------------------------------------
-  watched = config["diagnose"]
   seeds, look_every = watched["samples"], watched["every"] or settings["sample_every"]
-  if seeds < 1:
-    raise ValueError(
-      f"diagnose.samples={seeds}: give how often each condition is drawn, 1 or more."
-    )
   draw = jax.jit(build.make_sample_fn(run), out_shardings=everywhere)
   repeated = lambda x: jnp.tile(x, (seeds,) + (1,) * (x.ndim - 1))
   shown = jax.device_put(jax.tree.map(repeated, build.sample_batch(run)), everywhere)

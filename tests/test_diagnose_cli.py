@@ -1,18 +1,24 @@
 """experiments.diagnose reads runs in any state; experiments.train stops one that has collapsed."""
 
 import json
+import pathlib
 import re
 import types
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from configs import synthetic
+from configs import common, synthetic
 from experiments import diagnose, diagnose_page, train
+from experiments import flags as shared
 from vidstep.training.checkpoint import load_network
 from vidstep.training.diagnosis import Collapsed
 from vidstep.training.log import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 # ------------------------------------------------------------------------------------------------
 # A run that never learns, stopped, resumed, and drawn
@@ -30,6 +36,16 @@ def still(**watch):
   config.eval.update(steps=1, videos=3)
   config.diagnose.update(every=1, samples=2, patience=2, **watch)
   return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+  """A resumed run finds what it compiled before."""
+  shared.use_compilation_cache(tmp_path_factory.mktemp("cache"))
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update("jax_compilation_cache_dir", None)
+  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +102,25 @@ def test_a_probe_needs_a_sample(tmp_path):
   config.diagnose.samples = 0
   with pytest.raises(ValueError, match=r"diagnose\.samples=0"):
     train.train(config, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------
+# The page of the documentation
+# ------------------------------------------------------------------------------------------------
+
+
+def test_the_documentation_knows_every_warning_and_its_commands_exist(monkeypatch):
+  monkeypatch.setattr(shared, "_schema", common.base)
+  page = (ROOT / "docs" / "diagnosis.md").read_text()
+  sources = [f.read_text() for f in (ROOT / "vidstep" / "training" / "detectors").glob("*.py")]
+  made = {n for s in sources for n in re.findall(r'Finding\(\s*f?"([\w/]+)', s)}
+  made |= {"diversity", "constant"}  # one detector, two names
+  rows = re.findall(r"^\| `(\w+/?)(?:<role>)?` \|", page, re.M)
+  assert set(rows) == made and len(rows) == len(made)
+  config = ROOT / "configs" / "synthetic_student.py"
+  known = shared.flatten(shared.load_config(config).to_dict())
+  assert set(re.findall(r"--config\.([\w.]+)=", page)) <= set(known)
+  assert shared.load_config(f"{config}:teacher").objective.name == "flow_matching"
 
 
 # ------------------------------------------------------------------------------------------------

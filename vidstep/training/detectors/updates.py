@@ -3,7 +3,7 @@
 import numpy as np
 
 from vidstep.training.detectors.findings import LIMITS, Finding
-from vidstep.training.detectors.scores import matched_roles
+from vidstep.training.detectors.scores import distillation_advice, fake_state, matched_roles
 from vidstep.training.history import History, start_of_tail
 
 
@@ -30,17 +30,22 @@ def explosion(history: History):
           steps[start_of_tail(means > LIMITS.explosion * start)],
         )
     if grown:
-      worst = max(grown, key=lambda name: grown[name][0])
-      listed = ", ".join(f"{name} {ratio:.0f}x" for name, (ratio, _) in grown.items())
+      order = sorted(grown, key=lambda name: -grown[name][0])
+      worst, listed = order[0], ", ".join(f"{name} {grown[name][0]:.0f}x" for name in order[:3])
+      advice = (
+        f"Lower nets.{role}.optim.lr; clip (optim.clip=1.0, but not with normalised tangents); "
+        "lengthen the warm-up (optim.warmup, objective.warmup); keep network times in float32."
+      )
+      if matched_roles(history):
+        advice = distillation_advice(history)
       found.append(
         Finding(
           f"explosion/{role}",
           "collapse" if grown[worst][0] > LIMITS.blown else "warning",
           int(min(step for _, step in grown.values())),
           f"far above what it was: {listed}",
-          _where(worst, matched),
-          f"Lower nets.{role}.optim.lr; clip (optim.clip=1.0, but not with normalised tangents); "
-          "lengthen the warm-up (optim.warmup, objective.warmup); keep network times in float32.",
+          _cause(history, role, worst),
+          advice,
         )
       )
   return found
@@ -145,11 +150,14 @@ def _bins(history, role, metric):
   return [name for name in names if name in history and history.series(name)[1].any()]
 
 
-def _where(name, matched):
-  if matched:
+def _cause(history, role, name):
+  matched = matched_roles(history)
+  if role in matched:
     return "The gap between the scores grows: the student outruns the fake score."
+  if matched:
+    return "The student has left what this score knows." + fake_state(history)
   head, _, tail = name.rpartition("_t")
-  if tail.isdigit():
-    place = "near clean video (t near 0)" if tail == "0" else f"in time bin {tail}"
-    return f"{head} explodes {place}, where the network cannot follow its own derivative."
+  if "tangent" in head and tail.isdigit():
+    place = "near clean video" if tail == "0" else f"in time bin {tail}"
+    return f"The derivative in time explodes {place}, where the network cannot follow it."
   return "Steps are too large for what the loss has become."
