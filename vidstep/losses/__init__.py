@@ -10,6 +10,7 @@ from vidstep.losses.flow_map import flow_map
 from vidstep.losses.flow_matching import flow_matching
 from vidstep.losses.gan import dmd2_gan
 from vidstep.losses.kd import kd
+from vidstep.losses.ladd import ladd
 from vidstep.losses.mean_flow import mean_flow
 from vidstep.losses.progressive import progressive
 from vidstep.losses.rcm import rcm
@@ -25,6 +26,7 @@ OBJECTIVES = {
   "dmd2": dmd2,
   "dmd2_gan": dmd2_gan,
   "f_distill": f_distill,
+  "ladd": ladd,
   "scm": scm,
   "sct": sct,
   "mean_flow": mean_flow,
@@ -53,6 +55,7 @@ __all__ = [
   "flow_map",
   "flow_matching",
   "kd",
+  "ladd",
   "mean_flow",
   "progressive",
   "rcm",
