@@ -465,7 +465,7 @@ def make_draw(velocity, times, *, solver, guidance, chunk):
     solve = lambda field, x: samplers.sample(field, x, times, solver=solver, key=key)
     if chunk is None:
       return solve(guided(batch.cond), noise)
-    at = lambda x, t, cond: guided(cond)(x, t)
+    at = lambda x, t, cond, **s: guided(cond)(x, t, **s)
     return rollout(at, solve, noise, batch.cond, chunk=chunk)
 
   return draw

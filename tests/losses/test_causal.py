@@ -15,7 +15,7 @@ from videos import flat, wasserstein
 
 from vidstep import paths
 from vidstep.causal.rollout import self_rollout
-from vidstep.losses import Batch, dcm, flow_matching, parts, scm, self_forcing
+from vidstep.losses import Batch, dcm, flow_map, flow_matching, mean_flow, parts, scm, self_forcing
 from vidstep.models import Cond
 from vidstep.teachers import gaussian
 from vidstep.teachers.analytic import causal
@@ -187,6 +187,29 @@ def test_teacher_forced_continuous_consistency_is_the_causal_consistency_functio
   check_consistency(TF_SCM, TO_END)
 
 
+FLOW = teacher_forced(gaussian.flow_map)
+
+
+def average(params, x, t, cond, s):
+  """The average velocity of the causal teacher's flow over [s, t]."""
+  gap = t - s
+  wide = (gap > 1e-3).reshape(-1, 1, 1, 1, 1)
+  u = (x - FLOW(params, x, t, cond, s=s)) / jnp.where(wide, gap.reshape(wide.shape), 1)
+  return jnp.where(wide, u, TEACHER(params, x, t, cond))
+
+
+def test_a_teacher_forced_flow_map_is_the_causal_teachers():
+  check_consistency(lambda velocity: flow_map(velocity, TEACHER, power=0.0), average)
+
+
+def test_teacher_forced_mean_flow_is_the_average_velocity_of_the_causal_flow():
+  batch = video_batch(2**14)
+  objective = mean_flow(near(average), power=0.0)
+  _, still = gradient(objective, residual(), batch)
+  _, moved = gradient(objective, residual(0.3), batch)
+  assert np.linalg.norm(still) < 0.05 * np.linalg.norm(moved)
+
+
 def test_a_student_that_forgets_its_past_is_not_consistent():
   short = lambda params, x, t, cond: TO_END(
     params, x, t, cond.replace(clean=jnp.zeros_like(cond.clean))
@@ -333,9 +356,11 @@ def mixed(params, times):
   return mean, sum(c + np.outer(m, m) for m, c in laws) / len(laws) - np.outer(mean, mean)
 
 
-def check_self_forcing(source, times):
+def check_self_forcing(source, times, divergence="dmd"):
   """The exact causal sampler stays where it is, a student beside it is pulled back."""
-  objective = source.self_forcing(generator, whole_clip, one_gaussian, times=times)
+  objective = source.self_forcing(
+    generator, whole_clip, one_gaussian, times=times, divergence=divergence
+  )
   home = student(exact_jump)
   for depth in range(1, len(times) + 1):
     assert wasserstein(*rolled(home, depth), *truth()) < 1e-4
@@ -363,12 +388,14 @@ def check_self_forcing(source, times):
 
 def generator_of(source, name, network, **options):
   """What an objective hands to distribution matching, compiled."""
-  handed, matching = [], source.distribution_matching
-  source.distribution_matching = lambda generate, *nets, **kw: (
+  table = getattr(source, "DIVERGENCES", vars(source))
+  key = "dmd" if table is not vars(source) else "distribution_matching"
+  handed, matching = [], table[key]
+  table[key] = lambda generate, *nets, **kw: (
     handed.append(generate) or matching(generate, *nets, **kw)
   )
   getattr(source, name)(network, whole_clip, one_gaussian, **options)
-  source.distribution_matching = matching
+  table[key] = matching
   return jax.jit(handed[0])
 
 
@@ -377,9 +404,34 @@ def moments(videos):
   return rows.mean(0), np.cov(rows.T)
 
 
-@pytest.mark.parametrize("times", [(1.0,), TIMES])
-def test_the_exact_causal_sampler_is_the_fixed_point(times):
-  check_self_forcing(SOURCE, times)
+@pytest.mark.parametrize(
+  ("times", "divergence"), [((1.0,), "dmd"), (TIMES, "dmd"), ((1.0,), "sid")]
+)
+def test_the_exact_causal_sampler_is_the_fixed_point(times, divergence):
+  check_self_forcing(SOURCE, times, divergence)
+
+
+def test_a_critic_sits_beside_the_same_rollouts():
+  """Three roles; a critic that does not tell leaves the student to the matching term."""
+  features = lambda params, x, t, cond: [x.reshape(len(x), DIM)]
+  critic = lambda params, seen: seen[0] @ params
+  nets = {"teacher": {}, "critic": jnp.zeros(DIM), "student": moved(student(exact_jump))}
+  nets["fake"] = fake_of(rolled(nets["student"], 1))
+  fields = (generator, whole_clip, one_gaussian)
+  judged = SOURCE.self_forcing_gan(*fields, features, critic, times=(1.0,), fake_weight=0.0)
+  alone = self_forcing(*fields, times=(1.0,))
+  assert judged.roles == ("student", "fake", "critic")
+  assert judged.due(0) == ("fake", "critic") and judged.due(4) == ("student",)
+  batch = Batch(gaussian.draw(CHAIN, jax.random.key(3), (512, *SHAPE)))
+
+  def grads(objective, role):
+    loss = jax.jit(jax.grad(objective.loss[role], has_aux=True))
+    return flat(loss(nets[role], nets, {}, batch, jax.random.key(1), 0)[0])
+
+  gap = lambda: np.abs(grads(judged, "student") - grads(alone, "student")).max()
+  assert gap() < 1e-5 and np.abs(grads(judged, "critic")).max() > 0.01
+  nets["critic"] += 100.0
+  assert gap() > 0.01
 
 
 @pytest.mark.parametrize(
@@ -445,6 +497,7 @@ def test_depths_cycle_by_the_updates_of_each_role():
     ({"times": (0.9,)}, "times must start at 1"),
     ({"first_times": (1.0, 1.0)}, "fall strictly"),
     ({"depth": "fixed"}, "depth must be one of random, cycle"),
+    ({"divergence": "kl"}, "divergence must be one of dmd, sid"),
     ({"ratio": 1}, "ratio must be at least 2"),
   ],
 )

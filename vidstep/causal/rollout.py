@@ -25,8 +25,8 @@ def rollout(velocity, denoise, noise, cond, *, chunk):
   Args:
     velocity: `velocity(x, t, cond) -> v`, causal and teacher forced by `cond.clean`, such as
       `velocity_fn(model, chunk=chunk)` with its parameters bound.
-    denoise: `denoise(field, x) -> x0` for all frames at once, with `field(x, t) -> v`; such as
-      `samplers.sample` at given times. Noise that it adds must be drawn for all frames.
+    denoise: `denoise(field, x) -> x0` for all frames at once, with `field(x, t) -> v` (and s= for
+      flow maps); such as `samplers.sample` at given times. It draws its noise for all frames.
     noise: [B, F, H, W, C], what `denoise` starts from.
     cond: `Cond` of the whole video; its context precedes the first chunk.
     chunk: frames in a chunk, k or (first, k); that of the velocity.
@@ -37,7 +37,7 @@ def rollout(velocity, denoise, noise, cond, *, chunk):
   index = chunk_index(noise.shape[1], chunk)
 
   def step(clean, i):
-    field = lambda x, t: velocity(x, t, cond.replace(clean=clean))
+    field = lambda x, t, **s: velocity(x, t, cond.replace(clean=clean), **s)
     return _put(clean, denoise(field, noise), index == i), None
 
   return jax.lax.scan(step, jnp.zeros_like(noise), _count(index))[0]
