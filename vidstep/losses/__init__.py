@@ -15,7 +15,7 @@ from vidstep.losses.mean_flow import mean_flow
 from vidstep.losses.progressive import progressive
 from vidstep.losses.rcm import rcm
 from vidstep.losses.scm import scm, sct
-from vidstep.losses.self_forcing import self_forcing
+from vidstep.losses.self_forcing import self_forcing, self_forcing_gan
 from vidstep.losses.shortcut import shortcut
 from vidstep.losses.sid import sid
 from vidstep.losses.tcm import tcm
@@ -39,6 +39,7 @@ OBJECTIVES = {
   "progressive": progressive,
   "sid": sid,
   "self_forcing": self_forcing,
+  "self_forcing_gan": self_forcing_gan,
   "causvid": causvid,
 }
 
@@ -62,6 +63,7 @@ __all__ = [
   "scm",
   "sct",
   "self_forcing",
+  "self_forcing_gan",
   "shortcut",
   "sid",
   "tcm",
