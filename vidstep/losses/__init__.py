@@ -4,6 +4,7 @@ from vidstep.losses.base import Batch, Objective
 from vidstep.losses.causvid import causvid
 from vidstep.losses.cm import cm
 from vidstep.losses.dcm import dcm
+from vidstep.losses.dmd import dmd
 from vidstep.losses.dmd2 import dmd2
 from vidstep.losses.f_distill import f_distill
 from vidstep.losses.flow_map import flow_map
@@ -23,6 +24,7 @@ from vidstep.losses.tcm import tcm
 OBJECTIVES = {
   "flow_matching": flow_matching,
   "dcm": dcm,
+  "dmd": dmd,
   "dmd2": dmd2,
   "dmd2_gan": dmd2_gan,
   "f_distill": f_distill,
@@ -50,6 +52,7 @@ __all__ = [
   "causvid",
   "cm",
   "dcm",
+  "dmd",
   "dmd2",
   "dmd2_gan",
   "f_distill",
