@@ -47,7 +47,7 @@ A kernel that was never run on its hardware is `experimental`: it is used when n
 default. To run a TPU kernel in the interpreter, give it a name of its own with platform "cpu".
 """
 
-from pallas_kernels.attention import chunked, gpu, tpu
+from pallas_kernels.attention import chunked, cudnn, gpu, tpu
 from pallas_kernels.attention.kernel import Kernel
 from pallas_kernels.attention.mask import HostArray, Mask, TileMap
 
@@ -55,4 +55,4 @@ __all__ = ["KERNELS", "HostArray", "Kernel", "Mask", "TileMap"]
 
 # Best first; one name may have an entry for each platform. The interpreted twin of the TPU kernel
 # stays out: it is for tests.
-KERNELS = (*chunked.KERNELS, tpu.KERNELS[0], *gpu.KERNELS)
+KERNELS = (*chunked.KERNELS, tpu.KERNELS[0], *gpu.KERNELS, *cudnn.KERNELS)

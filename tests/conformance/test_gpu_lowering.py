@@ -57,7 +57,7 @@ def test_every_mode_is_tensor_cores_and_copy_engine(mode, dim, mask):
   assert count(text) == (2 if mode == "backward" else 1)
   for what in (
     r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k16\.f32\.bf16\.bf16",  # sums in float32
-    r"cp\.async\.bulk\.tensor\.(shared\.cluster\.global|4d\.shared)",  # loads
+    r"cp\.async\.bulk\.tensor\.(shared\.cluster\.global|\dd\.shared)",  # loads
     r"cp\.async\.bulk\.tensor\.global\.shared",  # stores
     r"mbarrier\.try_wait",
     r"setmax(register|nreg)",  # warpgroups that specialise
