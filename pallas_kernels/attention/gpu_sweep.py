@@ -91,8 +91,9 @@ class Sweep:
       lambda x: plgpu.SMEM((*shape, dim) if x.ndim == 4 else shape, x.dtype), side
     )
     row_slots = slots(row_side, _WORKERS, ROWS)
-    # Outputs, and what comes late, go through the buffers of the rows; more only if these are few.
-    tokens = max(sum(width > 1 for width, _ in out), len(late)) - sum(map(_tokens, rows))
+    # Outputs go through the buffers of the rows, the first ones, and what comes late through the
+    # last ones: apart, since a thread may store while another still reads.
+    tokens = sum(width > 1 for width, _ in out) + len(late) - sum(map(_tokens, rows))
     extra = [plgpu.SMEM((_WORKERS, ROWS, dim), rows[0].dtype) for _ in range(tokens)]
     statistics = [plgpu.SMEM((_WORKERS, ROWS), jnp.float32) for width, _ in out if width == 1]
     spare = _SHARED - sum(map(_bytes, jax.tree.leaves((row_slots, extra, statistics))))
@@ -164,7 +165,7 @@ class Sweep:
           sums = lax.fori_loop(full, count, lambda n, sums: visit(n, sums, True), sums)
 
         buffers = [ref for ref in jax.tree.leaves(row_slots[0]) if len(ref.shape) == 3] + extra
-        asked = buffers[: len(late)]
+        asked = buffers[len(buffers) - len(late) :]
         copy(late, asked, start, ROWS, worker, again)
         if late:
           plgpu.barrier_wait(again.at[worker])

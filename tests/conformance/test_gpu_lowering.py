@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
 
-from pallas_kernels.attention import Mask, gpu
+from pallas_kernels.attention import HostArray, Mask, gpu
 from vidstep import masks
 from vidstep.attention import attention
-from vidstep.masks.plan import FieldRule, kernel_mask
+from vidstep.masks.plan import FieldRule, kernel_mask, pack_info
 
 KERNEL = gpu.KERNELS[0]
 H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
@@ -45,8 +45,8 @@ def count(text, what=r"custom_call @mosaic_gpu"):
   return sum(1 for _ in re.finditer(what, text))
 
 
-def tokens(dim, dtype=jnp.bfloat16, batch=1):
-  return jax.ShapeDtypeStruct((batch, N, HEADS, dim), dtype)
+def tokens(dim, dtype=jnp.bfloat16, batch=1, length=N):
+  return jax.ShapeDtypeStruct((batch, length, HEADS, dim), dtype)
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -63,6 +63,18 @@ def test_every_mode_is_tensor_cores_and_copy_engine(mode, dim, mask):
     r"setmax(register|nreg)",  # warpgroups that specialise
   ):
     assert count(text, what), what
+
+
+def test_shards_pick_their_lists_on_the_device():
+  info = pack_info(RULE, INFO, static=True).value.reshape(1, 4, 2, -1).transpose(2, 0, 1, 3)
+  shard = tokens(64, length=N // 2)
+
+  def forward(x, i, j):
+    mask = Mask(N // 2, N // 2, FieldRule(RULE), HostArray(info), HostArray(info), (i, j))
+    return KERNEL.forward(x, x, x, mask, scale=0.1)
+
+  index = jax.ShapeDtypeStruct((), jnp.int32)
+  assert count(lower(forward, shard, index, index)) == 1
 
 
 def test_half_precision_lowers():
