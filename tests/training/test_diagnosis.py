@@ -102,7 +102,7 @@ def collapsed(teacher, healthy):
   return {
     "student too fast": distil(matching(), teacher, {"student": 3e-2, "fake": 1e-4}, b1=0.0),
     "fake stops": distil(matching(), teacher, RATES, b1=0.0, due=stops),
-    "fake never": distil(matching(), teacher, RATES, 60, b1=0.0, due=lambda step: ("student",)),
+    "fake never": distil(matching(), teacher, RATES, 90, b1=0.0, due=lambda step: ("student",)),
     "guidance": distil(guided, teacher, RATES, b1=0.0),
     "no stop-gradient": constant_student(teacher),
   }
@@ -209,6 +209,41 @@ def test_a_fake_score_whose_schedule_has_ended_is_not_updated():
   assert scores.fake_score(run(ends=1000)) == []
   (finding,) = scores.fake_score(run(ends=101))
   assert finding.since == 100 and "nets.fake.optim.steps" in finding.advice
+
+
+def test_a_student_may_warm_up_without_its_fake_score():
+  alone = [{"step": i, "student/gap": 0.2, "student/grad_norm": 1.0} for i in range(1, 41)]
+  assert scores.fake_score(History(alone, total=400)) == []  # as rCM does
+  assert scores.fake_score(History(alone, total=100))[0].name == "fake_frozen"
+
+
+def test_a_critic_that_always_wins_is_named_and_one_that_is_good_is_not():
+  right = np.where(np.arange(400) < 250, 0.8, 1.0)
+  (finding,) = scores.critic_wins(history_of(critic__grad_norm=noisy(1.0), critic__right=right))
+  assert finding.name == "wins/critic" and 250 < finding.since <= 270 and "r1" in finding.advice
+  good = 0.9 + 0.1 * np.random.default_rng(0).integers(0, 2, 400)
+  assert scores.critic_wins(history_of(critic__grad_norm=noisy(1.0), critic__right=good)) == []
+
+
+def test_losses_that_say_nothing_are_not_judged():
+  """An adversarial loss crosses zero; a tangent grows with its warm-up: neither is an explosion."""
+  grown = noisy(1.0) * np.linspace(1e-3, 1, 400)
+  columns = {"student__loss": grown**2, "student__grad_norm": grown}
+  assert updates.explosion(history_of(**columns)) != []
+  assert updates.explosion(history_of(**columns, critic__grad_norm=noisy(1.0))) == []
+  assert updates.explosion(history_of(**columns, student__tangent_norm=grown)) == []
+  assert updates.explosion(history_of(**columns, student__gap=grown)) == []
+
+
+def test_a_critic_is_no_fake_score():
+  rows = []
+  for i in range(1, 241):
+    judges = {"fake/grad_norm": 1.0, "fake/loss": i, "fake/denoising": 1.0, "critic/grad_norm": 1.0}
+    judges["critic/loss"] = float(i)
+    rows.append(
+      {"step": i, **({"student/gap": i, "student/grad_norm": 1} if i % 3 == 0 else judges)}
+    )
+  assert scores.fake_score(History(rows)) == []
 
 
 def test_single_spikes_and_bins_that_are_rarely_drawn_are_no_explosion():

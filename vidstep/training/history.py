@@ -30,6 +30,10 @@ class History:
   def __contains__(self, name):
     return name in self._series
 
+  def late(self, share):
+    """Whether this share of the planned run is over; True if nothing is planned."""
+    return self.total is None or self.step >= share * self.total
+
   def names(self, suffix=""):
     """Names of all scalars that end so, such as "student/loss" for "/loss"."""
     return [name for name in self._series if name.endswith(suffix)]

@@ -15,6 +15,7 @@ DETECTORS = (
   samples.fading,
   samples.saturation,
   scores.fake_score,
+  scores.critic_wins,
   updates.explosion,
   updates.no_signal,
   updates.noise_plateau,

@@ -8,7 +8,7 @@ class Limits:
   """When a detector speaks. Ratios unless said otherwise."""
 
   probes: int = 2  # a finding about samples must hold at so many probes in a row
-  grace: float = 0.25  # share of the run in which what was never good is not called bad
+  grace: float = 0.25  # share of the run in which what was never there is not missed
   grace_probes: int = 4  # and probes that must have been seen by then
   had: float = 0.35  # of real: what was here once was lost, and is back when it is here again
   sound: float = 0.5  # what rises must have been as near to real as this share of its limit
@@ -29,6 +29,7 @@ class Limits:
   trend: int = 40  # updates of student and fake that are compared by quarters, absolute
   lag_loss: float = 1.3  # the fake's loss in the last quarter / in the first, medians, above
   lag_gap: float = 1.3  # the gap in the last quarter / in the middle half, medians, above
+  right: float = 0.99  # share of a critic's verdicts that are right, above
   missed: int = 20  # student updates without one of the fake, absolute
   explosion: float = 10.0  # both last windows / start of the run (of a gap: its median), above
   blown: float = 100.0  # the same, called a collapse

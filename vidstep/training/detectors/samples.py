@@ -176,8 +176,8 @@ def _low(history, steps, ratio, limit, fall=1.0):
   since = start + int(twice[0])
   if since and ratio[:since].max() >= LIMITS.had:
     return since if ratio[-1] < fall * ratio[:since].max() else None
-  late = steps[-1] >= LIMITS.grace * (history.total or steps[-1])
-  return since if late and len(steps) >= LIMITS.grace_probes else None
+  late = history.late(LIMITS.grace) and len(steps) >= LIMITS.grace_probes
+  return since if late else None
 
 
 def _lost_or_never(ratio, since, lost, never):

@@ -1,9 +1,9 @@
-"""Detectors of a fake score that is not updated, or cannot follow the student."""
+"""Detectors of a fake score that cannot follow the student, and of a critic that always wins."""
 
 import numpy as np
 
 from vidstep.training.detectors.findings import LIMITS, Finding
-from vidstep.training.history import History
+from vidstep.training.history import History, start_of_tail
 
 
 def fake_score(history: History):
@@ -11,8 +11,8 @@ def fake_score(history: History):
   found = []
   for student in matched_roles(history):
     steps, _ = history.series(f"{student}/gap")
-    fakes = [role for role in history.roles() if role != student]
-    if not fakes and len(steps) >= LIMITS.missed:
+    fakes = [role for role in history.roles() if role not in (student, "critic")]
+    if not fakes and len(steps) >= LIMITS.missed and history.late(LIMITS.grace):
       found.append(
         Finding(
           "fake_frozen",
@@ -25,6 +25,29 @@ def fake_score(history: History):
       )
     for fake in fakes:
       found += _stopped(history, student, fake) or _lagging(history, student, fake)
+  return found
+
+
+def critic_wins(history: History):
+  """A critic that tells real from generated every time has no direction left to give."""
+  found = []
+  for name in history.names("/right"):
+    steps, right = history.windows(name)
+    late = max(2, len(right) // 4)
+    if len(right) < LIMITS.windows or np.any(right[-late:] < LIMITS.right):
+      continue
+    critic = name.removesuffix("/right")
+    found.append(
+      Finding(
+        f"wins/{critic}",
+        "warning",
+        int(steps[start_of_tail(right >= LIMITS.right)]),
+        f"{critic} is right {right[-late:].mean():.0%} of the time",
+        "It wins everywhere, and its gradient has no direction left to give.",
+        f"Lower nets.{critic}.optim.lr, raise objective.r1, or noise what it sees more "
+        "(objective.time).",
+      )
+    )
   return found
 
 
@@ -47,7 +70,8 @@ def _stopped(history, student, fake):
 
 
 def _lagging(history, student, fake):
-  _, loss = history.series(f"{fake}/loss")
+  own = f"{fake}/denoising"  # its part of the loss beside a critic
+  _, loss = history.series(own if own in history else f"{fake}/loss")
   steps, gap = history.series(f"{student}/gap")
   if min(len(loss), len(gap)) < LIMITS.trend:
     return []
@@ -93,7 +117,7 @@ def missed_since(history, student, fake):
 def fake_state(history):
   for student in matched_roles(history):
     for fake in history.roles():
-      last = None if fake == student else missed_since(history, student, fake)
+      last = None if fake in (student, "critic") else missed_since(history, student, fake)
       if last is not None:
         return f" The score {fake!r} has not been updated since step {last}."
   return ""

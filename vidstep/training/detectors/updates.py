@@ -12,8 +12,8 @@ def explosion(history: History):
   found = []
   for role in history.roles():
     names = [f"{role}/grad_norm", f"{role}/tangent_norm", *_bins(history, role, "tangent_norm")]
-    matched = role in matched_roles(history)
-    if not matched:  # there the student's loss says nothing
+    moving = _moving(history, role)
+    if not moving:
       names += [f"{role}/loss", *_bins(history, role, "loss")]
     grown = {}
     for name in names:
@@ -22,8 +22,8 @@ def explosion(history: History):
       )
       if len(means) < LIMITS.windows:
         continue
-      # A gap of scores starts at 0 and grows to its level: its start is no measure.
-      start = np.median(means[:-2] if matched else means[: max(3, len(means) // 4)])
+      # What follows a gap or a warmed-up tangent starts near 0: its start is no measure.
+      start = np.median(means[:-2] if moving else means[: max(3, len(means) // 4)])
       if start > 0 and np.all(means[-2:] > LIMITS.explosion * start):
         grown[name] = (
           means[-2:].min() / start,
@@ -85,8 +85,7 @@ def noise_plateau(history: History):
   found = []
   for role in history.roles():
     bins = _bins(history, role, "loss")
-    # A normalised loss says nothing, and a score that follows a student has a moving target.
-    if len(bins) < 2 or f"{role}/tangent_norm" in history or matched_roles(history):
+    if len(bins) < 2 or _moving(history, role) or matched_roles(history):
       continue
     ratios, since = {}, 0
     for name in bins:
@@ -143,6 +142,15 @@ def not_finite(history: History):
       "Lower optim.lr, set optim.clip=1.0, or model.dtype=float32; nonfinite/ has the batch.",
     )
   ]
+
+
+def _moving(history, role):
+  """Whether a role's loss says nothing: it follows a gap or a critic, or is a normalised tangent.
+
+  The fake score beside a critic logs its own part of the loss as "denoising".
+  """
+  judged = "critic" in history.roles() and f"{role}/denoising" not in history
+  return role in matched_roles(history) or judged or f"{role}/tangent_norm" in history
 
 
 def _bins(history, role, metric):
