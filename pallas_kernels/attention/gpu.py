@@ -181,14 +181,22 @@ def backward(
 
 
 def refuses(mode: str, q: Array, k: Array, mask: Mask) -> str | None:
-  """Why a call is not supported, or None. That the device is no Hopper, compiling tells."""
+  """Why a call is not supported, or None."""
   if q.dtype == jnp.float32:
     return "float32 would be rounded to TF32, 11 bits: cast to bfloat16, or use xla_chunked"
   if q.dtype not in (jnp.bfloat16, jnp.float16):
     return f"{q.dtype} is neither bfloat16 nor float16"
   if q.shape[-1] not in HEAD_DIMS:
     return f"head dim {q.shape[-1]} is not one of {HEAD_DIMS}"
-  return None
+  return _no_hopper()
+
+
+def _no_hopper() -> str | None:
+  """WGMMA is an instruction of Hopper alone. Without a GPU at hand the compiler is the judge."""
+  if jax.default_backend() != "gpu":
+    return None
+  capability = getattr(jax.devices()[0], "compute_capability", None)
+  return None if capability == "9.0" else f"compute capability {capability} is not Hopper's 9.0"
 
 
 # --- one tile ---------------------------------------------------------------------------------

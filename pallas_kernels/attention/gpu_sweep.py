@@ -276,7 +276,8 @@ def _pad(side: Any, block: int) -> Any:
   def pad(x):
     axis, multiple = (1, _GROUP) if x.ndim == 4 else (2, block)
     missing = -x.shape[axis] % multiple
-    return jnp.pad(x, [(0, missing if n == axis else 0) for n in range(x.ndim)])
+    widths = [(0, missing if n == axis else 0) for n in range(x.ndim)]
+    return jnp.pad(x, widths) if missing else x
 
   return jax.tree.map(pad, side)
 

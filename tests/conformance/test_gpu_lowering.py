@@ -2,6 +2,7 @@
 
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +154,18 @@ def test_what_is_not_supported_says_why():
     attend(*[jnp.zeros((1, N, 1, 80), jnp.bfloat16)] * 3)
   with pytest.raises(NotImplementedError, match="it runs on cuda, not on cpu"):
     attend(*[jnp.zeros((1, N, 1, 64), jnp.bfloat16)] * 3)
+
+
+def test_other_gpus_are_refused(monkeypatch):
+  q = jnp.zeros((1, N, 1, 64), jnp.bfloat16)
+  why = lambda: KERNEL.refuses("forward", q, q, Mask(N, N))
+  assert why() is None
+  device = types.SimpleNamespace(compute_capability="8.0")
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(jax, "devices", lambda: [device])
+  assert "8.0 is not Hopper's" in why()
+  device.compute_capability = "9.0"
+  assert why() is None
 
 
 def test_it_is_never_a_default():
