@@ -48,7 +48,7 @@ def check_student(source):
   pull = np.concatenate([(2 / DIM * (w - goal)).ravel(), 2 / DIM * (b - offset)])
   expected = oracle_direction(nets["student"], videos, SHIFT) + 3.0 * pull
   objective = source.dmd(one_step, exact, exact, regression=3.0, **OPTIONS)
-  found = gradient(objective, "student", nets, 2**16)
+  found = gradient(objective, "student", nets)
   assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
 
 
@@ -73,7 +73,7 @@ def test_a_wrong_student_fails_the_proof(old, new):
 
 def test_stored_pairs_are_read_and_without_regression_it_is_dmd2():
   nets = setting(dynamics())
-  noise, end = np.random.default_rng(0).normal(size=(2, 64, *SHAPE)).astype(np.float32)
+  noise, end = np.random.default_rng(0).normal(size=(2, 2**17, *SHAPE)).astype(np.float32)
   batch = Batch(jnp.asarray(end), path=jnp.asarray(noise)[:, None])
   run = lambda objective, key: objective.loss["student"](nets["student"], nets, {}, batch, key, 0)
   key = jax.random.key(0)
