@@ -23,15 +23,14 @@ def variants():
   for path in ("rf", "trig"):
     for precision in PRECISIONS:
       rows[f"{path} {precision}"] = ({"path": path}, precision)
-  for path in ("rf", "trig"):
+  for precision in PRECISIONS[:2]:
     for tangent in ("semi", "difference"):
-      for precision in PRECISIONS[:2]:
-        rows[f"{path} {tangent} {precision}"] = ({"path": path, "tangent": tangent}, precision)
+      rows[f"{tangent} {precision}"] = ({"tangent": tangent}, precision)
   changes = {
     "no normalisation": {"norm": "none"},
+    "trig, no normalisation": {"path": "trig", "norm": "none"},
     "l2 norm (papers' c)": {"norm": "l2"},
     "power 2": {"power": 2},
-    "c 0.001": {"c": 0.001},
     "c 0.01": {"c": 0.01},
     "c 1": {"c": 1.0},
     "c 10": {"c": 10.0},
@@ -39,8 +38,6 @@ def variants():
     "warm-up over all": {"warmup": 1000},
   }
   rows |= {name: (change, "float32") for name, change in changes.items()}
-  rows["trig no normalisation"] = ({"path": "trig", "norm": "none"}, "float32")
-  rows["trig no warm-up"] = ({"path": "trig", "warmup": 0}, "float32")
   return rows
 
 
@@ -118,15 +115,14 @@ def tangent_errors(recipe, params, seed):
   t = jax.random.uniform(keys[0], (n,))
   x = paths.interpolate(x0, jax.random.normal(keys[1], x0.shape), t)
   options = recipe["objective"]
-  exact = options | {"tangent": "jvp"}
+  law = videos.video(recipe["video"]).law
   double = np.dtype("float64")
   with wide_floats():
-    wide = jax.tree.map(lambda a: np.asarray(a, double), (params, x, t))
-    true = np.asarray(_tangent(recipe["video"], exact, "float64", *wide))
-    if recipe["dtype"] == "float64":
-      got = np.asarray(_tangent(recipe["video"], options, "float64", *wide))
+    wide = jax.tree.map(lambda a: np.asarray(a, double), (params, law, x, t))
+    true = np.asarray(_tangent(options | {"tangent": "jvp"}, "float64", *wide))
+  got = true
   if recipe["dtype"] != "float64":
-    got = np.asarray(_tangent(recipe["video"], options, recipe["dtype"], params, x, t), double)
+    got = np.asarray(_tangent(options, recipe["dtype"], params, law, x, t), double)
   size = lambda a: np.sqrt((a.reshape(n, -1) ** 2).sum(1))
   late = np.asarray(t) > 0.75
   error = lambda rows: float(
@@ -135,21 +131,22 @@ def tangent_errors(recipe, params, seed):
   return {"tangent_error": error(slice(None)), "tangent_error_t3": error(late)}
 
 
-def _tangent(video, options, dtype, params, x, t):
-  model = networks.ClipMLP(dtype=jnp.dtype(dtype))
-  velocity = networks.velocity_of(model)
-  network = lambda params, x, t: velocity(params, x, t)
-  along = functools.partial(
-    tangents.derivative,
-    tangent=options.get("tangent", "jvp"),
-    delta=options.get("delta", 1e-3),
-  )
+def _tangent(options, dtype, *where):
+  """h of the network at (params, law, x, t), compiled once for all rows that share it."""
+  chosen = (options["path"], options.get("tangent", "jvp"), options.get("delta", 1e-3), dtype)
+  return _compiled(*chosen)(*where)
 
-  def run(params, x, t):
-    v = videos.velocity(videos.video(video).law, x, t)
-    return PATHS[options["path"]](network, params, x, t, v, jnp.ones((), t.dtype), along)[1]
 
-  return jax.jit(run)(params, x, t)
+@functools.cache
+def _compiled(path, tangent, delta, dtype):
+  velocity = networks.velocity_of(networks.ClipMLP(dtype=jnp.dtype(dtype)))
+  along = functools.partial(tangents.derivative, tangent=tangent, delta=delta)
+
+  def run(params, law, x, t):
+    v = videos.velocity(law, x, t)
+    return PATHS[path](velocity, params, x, t, v, jnp.ones((), t.dtype), along)[1]
+
+  return jax.jit(run)
 
 
 def claims(results):
@@ -224,14 +221,14 @@ def claims(results):
     Claim(
       "W2 of differences - W2 of jvp, rf, float32: none",
       "rCM: semi-continuous training is enough for small models",
-      less("rf difference float32", "rf float32"),
+      less("difference float32", "rf float32"),
       -same,
       same,
     ),
     Claim(
       "W2 of differences - W2 of jvp, rf, bfloat16, above 0",
       "theory: rounding divided by the step of the difference",
-      less("rf difference bfloat16", "rf bfloat16"),
+      less("difference bfloat16", "rf bfloat16"),
       low=0,
     ),
   ]

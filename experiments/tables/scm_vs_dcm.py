@@ -18,7 +18,7 @@ VIDEOS = ("gaussian", "mixture")
 
 def table(small=False):
   """The table; small is a few updates of two rows."""
-  steps, looks = (8, 4) if small else (4000, 80)
+  steps, looks = (8, 4) if small else (3000, 60)
   rows = {}
   for video in ("gaussian",) if small else VIDEOS:
     for name, objective in OBJECTIVES.items():

@@ -36,6 +36,7 @@ class Video:
     """n clips [n, 3, 1, 1, 2]."""
     return _draw(self.name, self.params, key, n)
 
+  @functools.cached_property
   def moments(self):
     """Mean [6] and covariance [6, 6], float64."""
     with jax.enable_x64(True):
@@ -57,7 +58,7 @@ class Video:
       return sliced_wasserstein(x, np.asarray(real, np.float64).reshape(len(real), -1))
     with jax.enable_x64(True):
       mean, cov = analytic.fit(jnp.asarray(x))
-      return float(analytic.wasserstein(mean, cov, *(jnp.asarray(a) for a in self.moments())))
+      return float(analytic.wasserstein(mean, cov, *(jnp.asarray(a) for a in self.moments)))
 
   def coverage(self, x):
     """Mode coverage, 1 - total variation of the shares of modes, and the worst mode's share of its
