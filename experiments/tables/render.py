@@ -2,7 +2,7 @@
 
 import math
 
-from experiments.tables.table import interval, judge, results_of
+from experiments.tables.table import judge, results_of
 
 
 def report(table, cells, command):
@@ -88,10 +88,11 @@ def _spread(values, digits):
     return ""
   if values.ndim > 1:
     values = values[:, -1]
-  mean = interval(values)[0]
+  show = lambda value: f"{value:.2g}" if digits is None else f"{value:.{digits}f}"
+  mean = show(values.mean())
   if len(values) < 2 or (values == values[0]).all():
-    return f"{mean:.{digits}f}" if digits else f"{mean:.0f}"
-  return f"{mean:.{digits}f} +- {values.std(ddof=1):.{digits}f}"
+    return mean
+  return f"{mean} +- {show(values.std(ddof=1))}"
 
 
 def _row(cells):

@@ -69,8 +69,8 @@ def table(small=False):
       Column("W2, 1 step", "w2@1"),
       Column("W2, 2 steps", "w2@2"),
       Column("mode coverage, 1 step", "coverage@1"),
-      Column("error of the tangent", "tangent_error", 6),
-      Column("the same, t > 3/4", "tangent_error_t3", 6),
+      Column("error of the tangent", "tangent_error", None),
+      Column("the same, t > 3/4", "tangent_error_t3", None),
       Column("updates", "updates", 0),
     ),
     claims=claims,
@@ -179,6 +179,12 @@ def claims(results):
       low=0,
     ),
     Claim(
+      "the same gap in bfloat16 - that in float64, above 0: rounding is the reason",
+      "a reading of rCM's code: with unit tangents nothing else is left",
+      lambda r: less("trig bfloat16", "rf bfloat16")(r) - less("trig float64", "rf float64")(r),
+      low=0,
+    ),
+    Claim(
       "error of the trig tangent / error of the rf tangent, bfloat16, t > 3/4, above 1",
       "the same; rf is said to be smoother",
       lambda r: r["trig bfloat16"]["tangent_error_t3"] / r["rf bfloat16"]["tangent_error_t3"],
@@ -206,7 +212,7 @@ def claims(results):
     ),
     Claim(
       "W2 of l2 norm (c as printed) - W2 of rms: none",
-      "theory: c is small in both once |h| is of order 1",
+      "theory: c is small in both once h is of order 1",
       less("l2 norm (papers' c)", "rf float32"),
       -same,
       same,
@@ -236,13 +242,13 @@ def claims(results):
 
 def draw(results, path):
   """Distance and error of the tangent, every row."""
-  pick = lambda m: {row: np.maximum(r[m], 1e-9) for row, r in results.items()}
+  pick = lambda m: {row: np.where(r[m] > 0, r[m], np.nan) for row, r in results.items()}
   pictures.bars(
     [pick("w2@1"), pick("w2@2"), pick("tangent_error")],
     path,
     panels=("one step", "two steps", "tangent"),
     ylabels=("sliced W2", "sliced W2", "relative error against float64"),
-    log=(0, 1, 2),
+    log=(2,),
   )
 
 

@@ -44,11 +44,11 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-  """A column of the table of values: a header, the metric, digits."""
+  """A column of the table of values: header, metric, decimals (None: two significant digits)."""
 
   header: str
   metric: str
-  digits: int = 3
+  digits: int | None = 3
 
 
 @dataclasses.dataclass(frozen=True)
