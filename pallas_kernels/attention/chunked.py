@@ -219,17 +219,18 @@ def _tokens(x):
   return x.swapaxes(1, 2)
 
 
-def _kernel(target: int, *platforms: str) -> Kernel:
-  sized = lambda function: functools.partial(function, target=target)
+def _kernel(target: int, wider: int, *platforms: str) -> Kernel:
+  sized = lambda function, target=wider: functools.partial(function, target=target)
   return Kernel(
     name="xla_chunked",
     platforms=platforms,
-    forward=sized(forward),
+    forward=sized(forward, target),
     tangent=sized(tangent),
     backward=sized(backward),
     forward_tangent=sized(forward_tangent),
   )
 
 
-# A processor wants tiles that fit its cache, an accelerator few and large ones.
-KERNELS = (_kernel(128, "cpu"), _kernel(1024, "tpu", "cuda", "rocm"))
+# A processor wants tiles that fit its cache, an accelerator few and large ones. Where more is done
+# with a tile than in the forward, it may be wider.
+KERNELS = (_kernel(128, 192, "cpu"), _kernel(1024, 1024, "tpu", "cuda", "rocm"))
