@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 import types
@@ -61,6 +62,16 @@ def test_the_shapes_are_wan_and_doom():
     assert shape.dim == config.model.dim // config.model.heads
     assert shape.mask.q_len % config.data.frames == 0
   assert all(shape.density > 0.1 for shape in SHAPES.values())
+
+
+def test_in_the_committed_tables_a_pair_under_a_mask_costs_at_most_1_3_of_one_without():
+  folder = pathlib.Path(__file__).parents[1] / "results/attention"
+  for size in ("4k", "8k", "16k"):
+    measured = json.loads((folder / f"cpu-{size}/bench.json").read_text())["rows"]
+    assert {"forward", "backward"} <= {row["mode"] for row in measured}
+    for row in measured:
+      assert row["density"] > 0.1 and row["shape"] in SHAPES
+      assert row["pair_processor_time_of_full"] < 1.3, row
 
 
 def test_every_mode_of_every_runnable_kernel_is_timed(tiny, tmp_path):
