@@ -40,8 +40,9 @@ def _split_eqn(saveable, unknown, instantiated, eqn):
   return known, staged, [False, False, True, True], [False, False, True, True], [*fresh, *outs]
 
 
-def _drop_dead(used, eqn):
+def _drop_dead(used, *rest):
   """A tangent nobody reads is not computed: what is left is the forward (remat recomputes it)."""
+  eqn = rest[-1]  # jax 0.12 passes which inputs are live before it
   n = eqn.params["spec"].inputs
   if not any(used):
     return [False] * len(eqn.invars), None
