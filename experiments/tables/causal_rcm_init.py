@@ -154,6 +154,7 @@ def draw(results, path, every):
     panels=("",),
     ylabel="W2 of 4-step rollouts",
     xlabel="updates of the student by self-forcing",
+    log=False,
   )
 
 

@@ -39,7 +39,7 @@ def bars(groups, path, *, panels, ylabels, log=()):
   plt.close(figure)
 
 
-def curves(rows, every, path, *, panels, ylabel, xlabel="updates of the student"):
+def curves(rows, every, path, *, panels, ylabel, xlabel="updates of the student", log=True):
   """Curves over updates: one panel for each prefix of row names; median and range of seeds.
 
   Args:
@@ -49,6 +49,7 @@ def curves(rows, every, path, *, panels, ylabel, xlabel="updates of the student"
     panels: prefixes of row names, or ("",) for one panel.
     ylabel: of the vertical axis, logarithmic.
     xlabel: of the other.
+    log: whether that is logarithmic, too, from the first look on.
   """
   figure, axes = plt.subplots(
     1, len(panels), figsize=(5.5 * len(panels), 4), layout="constrained", squeeze=False
@@ -61,7 +62,8 @@ def curves(rows, every, path, *, panels, ylabel, xlabel="updates of the student"
       ax.plot(at, np.median(values, axis=0), label=label, color=f"C{i}", lw=1.3)
       ax.fill_between(at, values.min(0), values.max(0), color=f"C{i}", alpha=0.15, lw=0)
     ax.set(yscale="log", title=panel, xlabel=xlabel, ylabel=ylabel)
-    ax.set_xscale("symlog", linthresh=max(every, 1))
+    if log:
+      ax.set_xscale("symlog", linthresh=max(every, 1), linscale=0.2)
     ax.legend(fontsize=8)
     ax.grid(alpha=0.2, which="both")
   figure.savefig(path, dpi=110)
