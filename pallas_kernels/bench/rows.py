@@ -81,6 +81,7 @@ def _measured(row: dict, run: Run) -> dict:
   return {
     "seconds": seconds,
     "quartiles": [float(x) for x in np.percentile(run.samples, [25, 75])],
+    "processor_seconds": float(np.median(run.processor)),  # of the host
     "fastest": min(run.samples),
     "samples": len(run.samples),
     "loops": run.loops,

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -29,7 +30,7 @@ def header(argv: Sequence[str]) -> dict:
   """What the numbers were made with: command, device, date, versions, how busy the machine was."""
   device = jax.devices()[0]
   return {
-    "command": " ".join(["python -m pallas_kernels.bench", *argv[1:]]),
+    "command": "python -m pallas_kernels.bench " + shlex.join(argv[1:]),
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "device": device.device_kind,
     "platform": device.client.platform_version.splitlines()[0],
