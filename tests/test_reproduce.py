@@ -167,6 +167,7 @@ def test_updates_to_a_level_are_interpolated():
   assert updates_to([4.0, 2.0, 1.0], [0, 10, 20], 1.5) == 15
   assert updates_to([4.0, 2.0, 1.0], [0, 10, 20], 5.0) == 0
   assert updates_to([4.0, 2.0, 1.0], [0, 10, 20], 0.5) == math.inf
+  assert updates_to([4.0, 1.0, 3.0, 1.0], [0, 10, 20, 30], 2.0) == 25  # a dip is not quality
 
 
 def test_every_objective_has_a_row_on_both_videos():

@@ -64,6 +64,7 @@ def curves(rows, every, path, *, panels, ylabel, xlabel="updates of the student"
     ax.set(yscale="log", title=panel, xlabel=xlabel, ylabel=ylabel)
     if log:
       ax.set_xscale("symlog", linthresh=max(every, 1), linscale=0.2)
+      ax.set_xlim(left=0)
     ax.legend(fontsize=8)
     ax.grid(alpha=0.2, which="both")
   figure.savefig(path, dpi=110)

@@ -8,7 +8,7 @@ import numpy as np
 from experiments.tables import bench, pictures
 from experiments.tables.table import Claim, Column, Table
 
-RATES = (1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3)
 OBJECTIVES = {
   "dcm": {"name": "dcm", "steps": 48, "skip": 1, "shift": 3.0},
   "scm": {"name": "scm", "warmup": 0},
@@ -65,25 +65,40 @@ def fill(recipe, seed):
 
 
 def updates_to(curve, at, level):
-  """First number of updates at which a curve is at `level` or below, interpolated; inf if never."""
-  below = np.flatnonzero(np.asarray(curve) <= level)
-  if not len(below):
-    return np.inf
-  i = below[0]
-  if i == 0:
+  """Updates after which a curve stays at `level` or below, interpolated; inf if it never does.
+
+  A dip that does not last is not quality: distances of consistency students fall, rise and fall.
+  """
+  above = np.flatnonzero(np.asarray(curve) > level)
+  if not len(above):
     return float(at[0])
+  i = above[-1] + 1
+  if i == len(curve):
+    return np.inf
   share = (curve[i - 1] - level) / (curve[i - 1] - curve[i])
   return float(at[i - 1] + share * (at[i] - at[i - 1]))
 
 
+def smooth(curve):
+  """Median over 5 looks, which a single bad one does not move."""
+  padded = np.pad(np.asarray(curve), 2, mode="edge")
+  return np.median(np.lib.stride_tricks.sliding_window_view(padded, 5), axis=1)
+
+
 def fastest(results, video, name, level):
-  """Updates to a level, for each seed, at the learning rate that needs the fewest on average."""
+  """Updates to a level, for each seed, at the learning rate that needs the fewest on average.
+
+  A run that never gets there counts with all its updates in that average.
+  """
   rows = [r for row, r in results.items() if row.startswith(f"{video} {name} ")]
   times = [
-    np.array([updates_to(c, a, level) for c, a in zip(r["curve"], r["updates_at"], strict=True)])
+    np.array(
+      [updates_to(smooth(c), at, level) for c, at in zip(r["curve"], r["updates_at"], strict=True)]
+    )
     for r in rows
   ]
-  return min(times, key=lambda t: np.mean(t))
+  most = max(r["updates_at"].max() for r in rows)
+  return min(times, key=lambda t: np.mean(np.minimum(t, most)))
 
 
 def final_level(results, video):
@@ -110,12 +125,12 @@ def claims(results):
   for video in VIDEOS:
     if f"{video} dcm {RATES[0]:g}" not in results:
       continue
-    level = 1.1 * final_level(results, video)
+    level = 1.2 * final_level(results, video)
     at = functools.partial(ratio, video=video, level=level)
     where = f"{video}: updates of dCM / updates of sCM to W2 = {level:.3f}"
     out += [
       Claim(
-        f"{where} (1.1 x what dCM ends at), at least 10",
+        f"{where} (1.2 x what dCM ends at), at least 10",
         "Causal-rCM, figure 6: sCM at 1k updates is above dCM at 10k",
         at,
         low=10,
@@ -151,7 +166,8 @@ def draw(results, path, every):
 NOTES = """
 Both students start from the same flow-matching network, see the same batches and run at constant
 learning rates (a schedule that ends would be part of the speed); each enters the ratio at the rate
-of the grid that gets there first. Distance: one-step samples of the moving average of the weights
+of the grid (3e-4, 1e-3, 3e-3) that gets there first, and is there once the median of 5 looks stays
+below. Distance: one-step samples of the moving average of the weights
 (decay 0.99), 4096 a look, a look every 50 updates; Gaussian video: W2 of the fitted Gaussian to the
 truth, mixture: sliced W2 to fresh clips. Updates are counted, not seconds: an update of sCM costs a
 forward-mode derivative (about three forwards for two). Warm-up of the tangent is off for sCM.
