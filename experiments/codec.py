@@ -20,7 +20,7 @@ from vidstep.metrics.frames import psnr
 from vidstep.models.codec import fit_codec, load_codec
 
 DATA = flags.DEFINE_string("data", None, "Dataset folder made by experiments.record.")
-OUT = flags.DEFINE_string("out", None, "Where to write the codec, a .npz file.")
+OUT = shared.define_out("Where to write the codec, a .npz file.")
 PATCH = flags.DEFINE_integer("patch", 8, "Side of a patch in pixels.")
 CHANNELS = flags.DEFINE_integer("channels", 16, "Latent channels of a patch.")
 WHITEN = flags.DEFINE_float("whiten", 0.5, "0 keeps natural variances, 1 makes channels alike.")

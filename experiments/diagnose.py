@@ -13,15 +13,13 @@ import json
 import pathlib
 from typing import NamedTuple
 
-from absl import flags
-
 from experiments import diagnose_page as page
 from experiments import flags as shared
 from vidstep.training.diagnosis import Diagnosis
 from vidstep.training.log import METRICS, read_metrics
 
 WORKDIR = shared.define_workdir("Folder of the run; several, separated by commas, are compared.")
-OUT = flags.DEFINE_string("out", None, "Where to write, without suffix; default WORKDIR/diagnosis.")
+OUT = shared.define_out("Where to write, without suffix; default WORKDIR/diagnosis.")
 
 
 class Run(NamedTuple):

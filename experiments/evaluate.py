@@ -18,7 +18,7 @@ from vidstep.metrics.summary import DISTANCES
 from vidstep.samplers import SOLVERS
 
 NETWORK = flags.DEFINE_string("network", None, 'Which network: "workdir:role:ema", or "...@step".')
-OUT = flags.DEFINE_string("out", None, "JSON file to write; default: <workdir>/evaluation.json.")
+OUT = shared.define_out("JSON file to write; default: <workdir>/evaluation.json.")
 VIDEOS = flags.DEFINE_integer("videos", 256, "Generated videos of each seed.", lower_bound=2)
 SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of the noise.")
 FEATURES = flags.DEFINE_list("features", ["alexnet"], "alexnet (fast), i3d (FVD, slow) or both.")

@@ -7,7 +7,6 @@ import pathlib
 import re
 import sys
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -44,9 +43,18 @@ def define_config(schema=common.base):
 
 def define_workdir(what):
   """Defines --workdir, once for all entry points in a process."""
-  if "workdir" in flags.FLAGS:
-    return flags.FlagHolder(flags.FLAGS, flags.FLAGS["workdir"])
-  return flags.DEFINE_string("workdir", None, what)
+  return _define_path("workdir", None, what)
+
+
+def define_out(what, default=None):
+  """Defines --out, once for all entry points in a process."""
+  return _define_path("out", default, what)
+
+
+def _define_path(name, default, what):
+  if name in flags.FLAGS:
+    return flags.FlagHolder(flags.FLAGS, flags.FLAGS[name])
+  return flags.DEFINE_string(name, default, what)
 
 
 def run(main):
@@ -68,7 +76,7 @@ def run(main):
         raise
       _fail("interrupted; the same command goes on from the last checkpoint.", 130)
 
-  for name in ("config", "workdir", "debug", "compilation_cache"):
+  for name in ("config", "workdir", "out", "debug", "compilation_cache"):
     if name in flags.FLAGS:  # in --help, which otherwise lists those of the entry point's own file
       flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   app.run(guarded, flags_parser=_parse)
@@ -79,6 +87,8 @@ def use_compilation_cache(folder):
   if folder:
     folder = pathlib.Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
+    import jax  # here: recording needs flags, and no jax
+
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

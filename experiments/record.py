@@ -26,6 +26,7 @@ import time
 from absl import app, flags, logging
 from tqdm import tqdm
 
+from experiments.flags import define_out
 from vidstep.data import builder, episodes, folder, video_io, worlds
 from vidstep.data.controls import column_names
 from vidstep.data.policies import POLICIES
@@ -35,7 +36,8 @@ flags.DEFINE_enum("source", "vizdoom", ["vizdoom", "gym", "folder"], "What to re
 flags.DEFINE_string("scenario", "health_gathering", "ViZDoom scenario (--source=vizdoom).")
 flags.DEFINE_string("env", "ALE/Boxing-v5", "Gymnasium environment (--source=gym).")
 flags.DEFINE_string("folder", None, "Folder with video files (--source=folder).")
-flags.DEFINE_string("out", None, "Directory of the dataset to make, such as datasets/doom.")
+define_out("Directory of the dataset to make, such as datasets/doom.")
+flags.declare_key_flag("out")
 flags.DEFINE_integer("episodes", 60, "Episodes to record; for a folder, videos at most.", 2)
 flags.DEFINE_integer("frames", 128, "Frames per episode at most; it may end earlier.", 2)
 flags.DEFINE_integer("clip_frames", 32, "Episodes are stored as clips of this many frames.", 2)

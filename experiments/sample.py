@@ -20,7 +20,7 @@ from vidstep.data.video_io import grid, save_strip, save_video
 from vidstep.samplers import SOLVERS
 
 NETWORK = flags.DEFINE_string("network", None, 'Which network: "workdir:role:ema", or "...@step".')
-OUT = flags.DEFINE_string("out", "samples.mp4", "File to write.")
+OUT = shared.define_out("File to write.", "samples.mp4")
 VIDEOS = flags.DEFINE_integer("videos", 8, "How many.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 SOLVER = flags.DEFINE_enum("solver", None, sorted(SOLVERS), "ODE solver or consistency sampling.")

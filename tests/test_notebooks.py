@@ -17,7 +17,7 @@ def printed(tmp_path_factory):
   source = (NOTEBOOKS / "swap_the_loss.ipynb").read_text()
   assert "STEPS = 1000" in source
   path = tmp_path_factory.mktemp("notebook") / "swap_the_loss.ipynb"
-  path.write_text(source.replace("STEPS = 1000", "STEPS = 100"))
+  path.write_text(source.replace("STEPS = 1000", "STEPS = 60"))
   command = [sys.executable, "-m", "jupyter", "execute", "--inplace", str(path)]
   env = os.environ | {"PYTHONPATH": os.getcwd()}
   done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
