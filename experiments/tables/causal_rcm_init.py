@@ -159,12 +159,14 @@ NOTES = """
 Mixture video, frame after frame (chunk 1); 4-step rollouts at t = 1, 3/4, 1/2, 1/4 behind the
 student's own frames: NFE 12 a video. Student: one MLP for a frame and the frames before it. DF, TF:
 3000 updates of flow matching behind noisy, behind clean past frames; none: random weights. TF-KD,
-TF-dCM, TF-sCM: 1000 more from TF, with TF as the teacher (causal). DF-KD: 1000 more from DF, with
-the exact whole-clip teacher. Then, for all alike, self-forcing: 500 updates of the student and 1000
-of the fake score on batches of 128, against the exact whole-clip teacher, constant rates, moving
-average of the weights (decay 0.99). Seconds are those of initialisation and self-forcing together;
-networks that several rows start from count for the first. A small student on six numbers has little
-to drift; what the table can show is the order of initialisations.
+TF-dCM, TF-sCM: 1000 more from TF, with TF as the teacher (causal; rates 1e-3, TF-dCM 3e-4). DF-KD:
+1000 more from DF, with the exact whole-clip teacher. Then, for all alike, self-forcing: 500 updates
+of the student and 1000 of the fake score on batches of 128, against the exact whole-clip teacher,
+constant rates, moving average of the weights (decay 0.99). Past 100 to 150 updates most curves rise
+again (picture), perhaps since one fake score sees the mixture of 1 to 4 steps. Seconds are those of
+initialisation and self-forcing together; networks that several rows start from count for the first.
+A small student on six numbers has little to drift; what the table can show is the order of
+initialisations.
 """
 
 PAPER = """
