@@ -17,13 +17,14 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 # NumPy's BLAS spins on cores that others hold: its threads cost more than they bring here.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test parity lint clean
+.PHONY: help demo test parity compile lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     record Doom, train a teacher, distil it, sweep the step count (20 min on two cores)"
 	@echo "make test     everything that needs no accelerator and no torch"
 	@echo "make parity   against diffusers and friends (installs torch)"
+	@echo "make compile  the kernels by the real TPU compiler, without a TPU (installs libtpu, 600 MB)"
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.pipeline --config=configs/doom/demo.py:$(SIZE) --workdir=$(WORKDIR)
@@ -33,6 +34,10 @@ test: $(VENV)/.test lint
 
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest tests/parity -n 2 --durations=10
+
+# An environment of its own: where libtpu is installed, every start of jax looks for a TPU.
+compile: $(VENV)-tpu/.compile
+	$(VENV)-tpu/bin/python -m pytest tests/parity/test_tpu_compile.py --durations=5
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -57,5 +62,10 @@ $(VENV)/.parity: $(VENV)/.test
 	$(PIP) -e ".[parity]"
 	@touch $@
 
+$(VENV)-tpu/.compile: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-tpu
+	$(VENV)-tpu/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" libtpu==0.0.51
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-tpu build *.egg-info
