@@ -14,10 +14,19 @@ from jax import lax
 from pallas_kernels.attention.kernel import Kernel
 from pallas_kernels.attention.mask import Mask
 from pallas_kernels.attention.sweep import Sweep
+from pallas_kernels.attention.tile import (
+  FLOOR,
+  divide,
+  heads,
+  log_sum_exp,
+  online_softmax,
+  probabilities,
+  row_sum,
+  tokens,
+)
 
 Array = jax.Array
 Maybe = jax.Array | None
-_FLOOR = -1e30  # of the running maximum: finite, so that a row without keys gives 0 and not NaN
 
 
 def forward(
@@ -28,16 +37,16 @@ def forward(
   def step(queries, keys, allowed, carry):
     (q,), (k, v) = queries, keys
     top, total, acc = carry
-    top, shrink, p = _online_softmax(_scores(q, k, scale), top, allowed)
-    return top, total * shrink + _row_sum(p), acc * shrink + _weigh(p, v)
+    top, shrink, p = online_softmax(_scores(q, k, scale), top, allowed)
+    return top, total * shrink + row_sum(p), acc * shrink + _weigh(p, v)
 
   def finish(queries, carry):
     top, total, acc = carry
-    return _divide(acc, total).astype(q.dtype), _log_sum_exp(top, total)
+    return divide(acc, total).astype(q.dtype), log_sum_exp(top, total)
 
   sweep = Sweep.plan(mask, target)
-  o, lse = sweep.by_query(_heads(q), _heads(k, v), _online_init, step, finish)
-  return _tokens(o), lse[..., 0]
+  o, lse = sweep.by_query(heads(q), heads(k, v), _online_init, step, finish)
+  return tokens(o), lse[..., 0]
 
 
 def forward_tangent(
@@ -61,11 +70,11 @@ def forward_tangent(
   def step(queries, keys, allowed, carry):
     (q, dq), (k, v, dk, dv) = queries, keys
     top, total, acc, row, dacc = carry
-    top, shrink, p = _online_softmax(_scores(q, k, scale), top, allowed)
+    top, shrink, p = online_softmax(_scores(q, k, scale), top, allowed)
     row_term, dacc_term = _tangent_terms(p, q, k, v, dq, dk, dv, scale)
     return (
       top,
-      total * shrink + _row_sum(p),
+      total * shrink + row_sum(p),
       acc * shrink + _weigh(p, v),
       row * shrink + row_term,
       dacc * shrink + dacc_term,
@@ -73,13 +82,13 @@ def forward_tangent(
 
   def finish(queries, carry):
     top, total, acc, row, dacc = carry
-    o, dlse = _divide(acc, total), _divide(row, total)
-    do = _divide(dacc, total) - dlse * o
-    return o.astype(q.dtype), _log_sum_exp(top, total), do.astype(q.dtype), dlse
+    o, dlse = divide(acc, total), divide(row, total)
+    do = divide(dacc, total) - dlse * o
+    return o.astype(q.dtype), log_sum_exp(top, total), do.astype(q.dtype), dlse
 
   sweep = Sweep.plan(mask, target)
-  o, lse, do, dlse = sweep.by_query(_heads(q, dq), _heads(k, v, dk, dv), init, step, finish)
-  return _tokens(o), lse[..., 0], _tokens(do), dlse[..., 0]
+  o, lse, do, dlse = sweep.by_query(heads(q, dq), heads(k, v, dk, dv), init, step, finish)
+  return tokens(o), lse[..., 0], tokens(do), dlse[..., 0]
 
 
 def tangent(
@@ -104,7 +113,7 @@ def tangent(
 
   def step(queries, keys, allowed, carry):
     (q, dq, _, lse), (k, v, dk, dv) = queries, keys
-    p = _probabilities(_scores(q, k, scale), lse, allowed)
+    p = probabilities(_scores(q, k, scale), lse, allowed)
     return jax.tree.map(jnp.add, carry, _tangent_terms(p, q, k, v, dq, dk, dv, scale))
 
   def finish(queries, carry):
@@ -112,9 +121,9 @@ def tangent(
     row, acc = carry
     return (acc - row * o.astype(acc.dtype)).astype(q.dtype), row
 
-  sweep, queries = Sweep.plan(mask, target), (*_heads(q, dq, o), lse[..., None])
-  do, dlse = sweep.by_query(queries, _heads(k, v, dk, dv), init, step, finish)
-  return _tokens(do), dlse[..., 0]
+  sweep, queries = Sweep.plan(mask, target), (*heads(q, dq, o), lse[..., None])
+  do, dlse = sweep.by_query(queries, heads(k, v, dk, dv), init, step, finish)
+  return tokens(do), dlse[..., 0]
 
 
 def backward(
@@ -135,7 +144,7 @@ def backward(
 
   def step(queries, keys, allowed):
     (q, do, lse, delta), (k, v) = queries, keys
-    p = _probabilities(_scores(q, k, scale), lse, allowed)
+    p = probabilities(_scores(q, k, scale), lse, allowed)
     dv = _gather(p, do) if want_v else None
     if not (want_q or want_k):
       return (None,), (None, dv)
@@ -143,9 +152,9 @@ def backward(
     return (_weigh(ds, k) if want_q else None,), (_gather(ds, q) if want_k else None, dv)
 
   sweep = Sweep.plan(mask, target)
-  queries = (*_heads(q, do), lse[..., None], delta[..., None])
-  (dq,), (dk, dv) = sweep.by_key(queries, _heads(k, v), step)
-  return tuple(None if x is None else _tokens(x).astype(q.dtype) for x in (dq, dk, dv))
+  queries = (*heads(q, do), lse[..., None], delta[..., None])
+  (dq,), (dk, dv) = sweep.by_key(queries, heads(k, v), step)
+  return tuple(None if x is None else tokens(x).astype(q.dtype) for x in (dq, dk, dv))
 
 
 # --- one tile ---------------------------------------------------------------------------------
@@ -156,19 +165,7 @@ def _scores(q, k, scale):
 def _online_init(queries):
   acc = jnp.zeros(queries[0].shape, _wide(queries[0]))
   zero = acc[..., :1]
-  return zero + _FLOOR, zero, acc
-
-
-def _online_softmax(s, top, allowed):
-  """New row maximum, the factor that brings old sums to it, and exp(s - maximum)."""
-  s = s if allowed is None else jnp.where(allowed, s, -jnp.inf)
-  new = jnp.maximum(top, s.max(-1, keepdims=True))
-  return new, jnp.exp(top - new), jnp.exp(s - new)
-
-
-def _probabilities(s, lse, allowed):
-  p = jnp.exp(s - lse)
-  return p if allowed is None else jnp.where(allowed, p, 0)
+  return zero + FLOOR, zero, acc
 
 
 def _tangent_terms(p, q, k, v, dq, dk, dv, scale):
@@ -176,7 +173,7 @@ def _tangent_terms(p, q, k, v, dq, dk, dv, scale):
   ds = [_scores(a, b, scale) for a, b in ((dq, k), (q, dk)) if a is not None and b is not None]
   h = p * sum(ds[1:], ds[0]) if ds else None
   acc = [_weigh(a, b) for a, b in ((h, v), (p, dv)) if a is not None and b is not None]
-  return _row_sum(p) * 0 if h is None else _row_sum(h), sum(acc[1:], acc[0])
+  return row_sum(p) * 0 if h is None else row_sum(h), sum(acc[1:], acc[0])
 
 
 def _weigh(p, v):
@@ -187,18 +184,6 @@ def _gather(p, q):
   return _dot("bhqk,bhqd->bhkd", p.astype(q.dtype), q)
 
 
-def _row_sum(p):
-  return p.sum(-1, keepdims=True)
-
-
-def _divide(x, total):
-  return x / jnp.where(total > 0, total, 1)
-
-
-def _log_sum_exp(top, total):
-  return jnp.where(total > 0, top + jnp.log(total), -jnp.inf)
-
-
 def _dot(spec, a, b):
   precision = None if a.dtype == jnp.bfloat16 else lax.Precision.HIGHEST
   return jnp.einsum(spec, a, b, preferred_element_type=_wide(a), precision=precision)
@@ -206,17 +191,6 @@ def _dot(spec, a, b):
 
 def _wide(x):
   return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-
-
-# --- layout -----------------------------------------------------------------------------------
-def _heads(*arrays):
-  """`[B, N, H, D]` to `[B, H, N, D]`."""
-  return tuple(None if x is None else x.swapaxes(1, 2) for x in arrays)
-
-
-def _tokens(x):
-  """`[B, H, N, D]` to `[B, N, H, D]`."""
-  return x.swapaxes(1, 2)
 
 
 def _kernel(target: int, wider: int, *platforms: str) -> Kernel:

@@ -20,14 +20,14 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.attention.gpu_sweep import ROWS, Sweep
 from pallas_kernels.attention.kernel import Kernel
 from pallas_kernels.attention.mask import Mask
+from pallas_kernels.attention.tile import FLOOR
 
 Array = jax.Array
 Maybe = jax.Array | None
 HEAD_DIMS = (64, 96, 128)
 _BLOCK = 64  # columns in a tile; forward has registers for 128
 _LOG2E, _LN2 = math.log2(math.e), math.log(2)
-_FLOOR = -1e30  # of the running maximum: finite, so that a row without keys gives 0 and not NaN
-_ONLINE = ((1, _FLOOR), (1, 0.0))  # running maximum, sum
+_ONLINE = ((1, FLOOR), (1, 0.0))  # running maximum, sum
 
 
 def forward(

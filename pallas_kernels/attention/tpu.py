@@ -14,14 +14,23 @@ from jax import lax
 
 from pallas_kernels.attention.kernel import Kernel
 from pallas_kernels.attention.mask import Mask
+from pallas_kernels.attention.tile import (
+  FLOOR,
+  divide,
+  heads,
+  log_sum_exp,
+  online_softmax,
+  probabilities,
+  row_sum,
+  tokens,
+)
 from pallas_kernels.attention.tpu_sweep import Sweep
 
 Array = jax.Array
 Maybe = jax.Array | None
 HEAD_DIMS = (64, 96, 128)
 SIZES = (256, 512)  # of tiles; 1,024 x 1,024 in float32 overflows the fused kernel on a v5p
-_FLOOR = -1e30  # of the running maximum: finite, so that a row without keys gives 0 and not NaN
-_ONLINE = ((1, _FLOOR), (1, 0.0))  # running maximum, sum
+_ONLINE = ((1, FLOOR), (1, 0.0))  # running maximum, sum
 
 
 def forward(
@@ -33,17 +42,17 @@ def forward(
   def step(queries, keys, allowed, carry):
     (q,), (k, v) = queries, keys
     top, total, acc = carry
-    top, shrink, p = _online_softmax(_outer(q, k) * scale, top, allowed)
-    return top, total * shrink + _row_sum(p), acc * shrink + _inner(p, v)
+    top, shrink, p = online_softmax(_outer(q, k) * scale, top, allowed)
+    return top, total * shrink + row_sum(p), acc * shrink + _inner(p, v)
 
   def finish(queries, carry):
     top, total, acc = carry
-    return _divide(acc, total), _log_sum_exp(top, total)
+    return divide(acc, total), log_sum_exp(top, total)
 
   sweep = Sweep.plan(mask, sizes, False, interpret)
   out = (dim, q.dtype), (1, jnp.float32)
-  o, lse = sweep.fold(_heads(q), _heads(k, v), out, (*_ONLINE, (dim, 0.0)), step, finish)
-  return _tokens(o), lse
+  o, lse = sweep.fold(heads(q), heads(k, v), out, (*_ONLINE, (dim, 0.0)), step, finish)
+  return tokens(o), lse
 
 
 def forward_tangent(
@@ -65,11 +74,11 @@ def forward_tangent(
   def step(queries, keys, allowed, carry):
     (q, dq), (k, v, dk, dv) = queries, keys
     top, total, acc, row, dacc = carry
-    top, shrink, p = _online_softmax(_outer(q, k) * scale, top, allowed)
+    top, shrink, p = online_softmax(_outer(q, k) * scale, top, allowed)
     row_term, dacc_term = _tangent_terms(p, q, k, v, dq, dk, dv, scale)
     return (
       top,
-      total * shrink + _row_sum(p),
+      total * shrink + row_sum(p),
       acc * shrink + _inner(p, v),
       row * shrink + row_term,
       dacc * shrink + dacc_term,
@@ -77,15 +86,15 @@ def forward_tangent(
 
   def finish(queries, carry):
     top, total, acc, row, dacc = carry
-    o, dlse = _divide(acc, total), _divide(row, total)
-    return o, _log_sum_exp(top, total), _divide(dacc, total) - dlse * o, dlse
+    o, dlse = divide(acc, total), divide(row, total)
+    return o, log_sum_exp(top, total), divide(dacc, total) - dlse * o, dlse
 
   sweep = Sweep.plan(mask, sizes, False, interpret)
   out = (dim, q.dtype), (1, jnp.float32)
   carry = (*_ONLINE, (dim, 0.0), (1, 0.0), (dim, 0.0))
-  queries, keys = _heads(q, dq), _heads(k, v, dk, dv)
+  queries, keys = heads(q, dq), heads(k, v, dk, dv)
   o, lse, do, dlse = sweep.fold(queries, keys, out * 2, carry, step, finish)
-  return _tokens(o), lse, _tokens(do), dlse
+  return tokens(o), lse, tokens(do), dlse
 
 
 def tangent(
@@ -108,7 +117,7 @@ def tangent(
 
   def step(queries, keys, allowed, carry):
     (q, dq, _, lse), (k, v, dk, dv) = queries, keys
-    p = _probabilities(_outer(q, k) * scale, lse, allowed)
+    p = probabilities(_outer(q, k) * scale, lse, allowed)
     terms = _tangent_terms(p, q, k, v, dq, dk, dv, scale)
     return tuple(a + b for a, b in zip(carry, terms, strict=True))
 
@@ -117,10 +126,10 @@ def tangent(
     return acc - row * queries[2].astype(jnp.float32), row
 
   sweep = Sweep.plan(mask, sizes, False, interpret)
-  queries, keys = (*_heads(q, dq, o), lse), _heads(k, v, dk, dv)
+  queries, keys = (*heads(q, dq, o), lse), heads(k, v, dk, dv)
   out, carry = ((dim, q.dtype), (1, jnp.float32)), ((1, 0.0), (dim, 0.0))
   do, dlse = sweep.fold(queries, keys, out, carry, step, finish)
-  return _tokens(do), dlse
+  return tokens(do), dlse
 
 
 def backward(
@@ -143,16 +152,16 @@ def backward(
   """
   want_q, *want_kv = wanted
   dim = q.shape[-1]
-  q, k, v, do = _heads(q, k, v, do)
+  q, k, v, do = heads(q, k, v, do)
 
   def step_q(queries, keys, allowed, carry):
     (q, do, lse, delta), (k, v) = queries, keys
-    p = _probabilities(_outer(q, k) * scale, lse, allowed)
+    p = probabilities(_outer(q, k) * scale, lse, allowed)
     return (carry[0] + _inner(p * (_outer(do, v) - delta) * scale, k),)
 
   def step_kv(keys, queries, allowed, carry):
     (k, v), (q, do, lse, delta) = keys, queries
-    p = _probabilities(_outer(k, q) * scale, lse, allowed)
+    p = probabilities(_outer(k, q) * scale, lse, allowed)
     ds = lambda: p * (_outer(v, do) - delta) * scale
     terms = (lambda: _inner(ds(), q), lambda: _inner(p, do))
     alive = [term for term, want in zip(terms, want_kv, strict=True) if want]
@@ -170,7 +179,7 @@ def backward(
     sweep = Sweep.plan(mask, sizes, True, interpret)
     grads = iter(sweep.fold(keys, queries, out, carry, step_kv, finish))
     dk, dv = (next(grads) if want else None for want in want_kv)
-  return tuple(None if x is None else _tokens(x) for x in (dq, dk, dv))
+  return tuple(None if x is None else tokens(x) for x in (dq, dk, dv))
 
 
 def refuses(mode: str, q: Array, k: Array, mask: Mask, *, sizes=SIZES) -> str | None:
@@ -185,24 +194,12 @@ def refuses(mode: str, q: Array, k: Array, mask: Mask, *, sizes=SIZES) -> str | 
 
 
 # --- one tile ---------------------------------------------------------------------------------
-def _online_softmax(s, top, allowed):
-  """New row maximum, the factor that brings old sums to it, and exp(s - maximum)."""
-  s = s if allowed is None else jnp.where(allowed, s, -jnp.inf)
-  new = jnp.maximum(top, s.max(-1, keepdims=True))
-  return new, jnp.exp(top - new), jnp.exp(s - new)
-
-
-def _probabilities(s, lse, allowed):
-  p = jnp.exp(s - lse)
-  return p if allowed is None else jnp.where(allowed, p, 0)
-
-
 def _tangent_terms(p, q, k, v, dq, dk, dv, scale):
   """This tile's share of `rowsum(H)` and of `H v + P dv`."""
   ds = [_outer(a, b) for a, b in ((dq, k), (q, dk)) if a is not None and b is not None]
   h = p * (sum(ds[1:], ds[0]) * scale) if ds else None
   acc = [_inner(a, b) for a, b in ((h, v), (p, dv)) if a is not None and b is not None]
-  row = jnp.zeros((len(p), 1), p.dtype) if h is None else _row_sum(h)
+  row = jnp.zeros((len(p), 1), p.dtype) if h is None else row_sum(h)
   return row, sum(acc[1:], acc[0])
 
 
@@ -221,29 +218,6 @@ def _dot(a, b, axis):
   return lax.dot_general(
     a, b, (((1,), (axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
   )
-
-
-def _row_sum(p):
-  return p.sum(-1, keepdims=True)
-
-
-def _divide(x, total):
-  return x / jnp.where(total > 0, total, 1)
-
-
-def _log_sum_exp(top, total):
-  return jnp.where(total > 0, top + jnp.log(total), -jnp.inf)
-
-
-# --- layout -----------------------------------------------------------------------------------
-def _heads(*arrays):
-  """`[B, N, H, D]` to `[B, H, N, D]`."""
-  return tuple(None if x is None else x.swapaxes(1, 2) for x in arrays)
-
-
-def _tokens(x):
-  """`[B, H, N, D]` to `[B, N, H, D]`."""
-  return x.swapaxes(1, 2)
 
 
 def kernel(name: str, *platforms: str, sizes=SIZES, interpret: Any = False) -> Kernel:
