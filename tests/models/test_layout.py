@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidstep.masks import CLEAN, NOISY, TeacherForcing, chunk_index
+from vidstep.masks import CLEAN, NOISY, TeacherForcing, chunk_index, teacher_forcing_info
 from vidstep.models.cond import Cond
 from vidstep.models.layout import pack, pack_time, plain, teacher_forcing, unpack
 
@@ -101,3 +101,36 @@ def test_misfits_are_named(video, sentence):
 def test_teacher_forcing_needs_both_copies_alike(video):
   with pytest.raises(ValueError, match="alike"):
     teacher_forcing(video, jnp.zeros(2), Cond(), clean=video[:, 1:])
+
+
+def test_shards_hold_clean_and_noisy_copies_of_their_own_frames(video):
+  """`c0 n0 c1 n1 ...`; of a context that they do not divide, frames that nothing reads go."""
+  noisy, clean = video[:, 1:] + 10, video[:, 1:]
+  t = jnp.float32([[0.1, 0.2, 0.3, 0.4]] * 2)
+  x, times, _, layout = teacher_forcing(
+    noisy, t, Cond(), clean=clean, chunks=np.int32([0, 0, 1, 1]), shards=2
+  )
+  want = teacher_forcing_info(np.int32([0, 0, 1, 1]), shards=2)
+  for got, field in zip(layout.info, want, strict=True):
+    np.testing.assert_array_equal(got, field)
+  np.testing.assert_array_equal(x[0, :, 0, 0, 0], [1, 2, 11, 12, 3, 4, 13, 14])
+  np.testing.assert_array_equal(times[0], np.float32([0, 0, 0.1, 0.2, 0, 0, 0.3, 0.4]))
+  np.testing.assert_array_equal(unpack(x, layout), noisy)
+
+  cond = Cond(context=video[:, :1], actions=per_frame(5))
+  chunks = np.int32([0, 1, 1, 2, 2])
+  x, _, cond, layout = teacher_forcing(noisy, t, cond, clean=clean, chunks=chunks, shards=2)
+  np.testing.assert_array_equal(x[0, :, 0, 0, 0], [0, 1, 11, 12, 2, 3, 13, 14])
+  np.testing.assert_array_equal(cond.actions[0, :, 0], [0, 1, 1, 2, 2, 3, 3, 4])
+  np.testing.assert_array_equal(layout.info.chunk, [0, 1, 1, 1, 1, 2, 2, 2])
+
+
+@pytest.mark.parametrize(
+  ("context", "noisy", "shards", "sentence"),
+  [(0, 5, 2, "5 noisy frames do not divide"), (3, 4, 4, "3 frames of context do not divide")],
+)
+def test_frames_that_do_not_divide_are_named(context, noisy, shards, sentence):
+  frames = lambda n: jnp.zeros((1, n, 1, 1, 1))
+  cond = Cond(context=frames(context)) if context else Cond()
+  with pytest.raises(ValueError, match=sentence):
+    teacher_forcing(frames(noisy), jnp.zeros(1), cond, clean=frames(noisy), shards=shards)

@@ -89,8 +89,8 @@ def test_teacher_forcing_is_every_chunk_behind_the_clean_ones_before_it(net, nor
     (SOURCE, "else TeacherForcing()", "else CausalChunks()"),  # a chunk sees its clean copy
     (SOURCE, "None if s is None else pack_time(s, layout)", "None"),
     (layout_module, "chunk != chunk[-1]", "chunk < chunk[-1] - 1"),  # one chunk too many dropped
-    (layout_module, "cond.actions, number,", "cond.actions, np.maximum(number - 1, 0),"),
-    (layout_module, "((0, 0), (n, 0))", "((0, 0), (n, 0)), constant_values=0.5"),
+    (layout_module, "_take(a, clean_frames)", "_take(a, np.maximum(clean_frames - 1, 0))"),
+    (layout_module, "jnp.zeros((t.shape[0], n), t.dtype)", "jnp.full((t.shape[0], n), 0.5)"),
   ],
 )
 def test_wrong_teacher_forcing_fails_the_proof(net, normal, monkeypatch, module, old, new):

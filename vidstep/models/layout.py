@@ -15,10 +15,12 @@ class Layout:
   Attributes:
     info: attributes of every latent frame (frame number, chunk, role, valid), [F] or [B, F].
     mask: a rule of `vidstep.masks`, or None for full attention.
+    shards: devices that the sequence is dealt to, each its clean frames, then its noisy ones.
   """
 
   info: TokenInfo
   mask: Rule | None = flax.struct.field(pytree_node=False, default=None)
+  shards: int = flax.struct.field(pytree_node=False, default=1)
 
 
 def plain(frames: int, *, chunks=None, mask=None) -> Layout:
@@ -36,7 +38,18 @@ def plain(frames: int, *, chunks=None, mask=None) -> Layout:
   return Layout(token_info(number, chunk=_chunk_of(number, chunks)), mask)
 
 
-def pack(x, t, cond: Cond, *, clean, clean_frames=None, noisy_frames=None, chunks=None, mask=None):
+def pack(
+  x,
+  t,
+  cond: Cond,
+  *,
+  clean,
+  clean_frames=None,
+  noisy_frames=None,
+  chunks=None,
+  mask=None,
+  shards=1,
+):
   """Puts clean frames in front of noisy ones as one sequence, clean frames at time 0.
 
   By default the clean frames are the context 0 .. n-1 of noisy frames n .. n+F-1. Teacher forcing
@@ -52,6 +65,8 @@ def pack(x, t, cond: Cond, *, clean, clean_frames=None, noisy_frames=None, chunk
     noisy_frames: F frame numbers; default n .. n+F-1.
     chunks: chunk of every frame of the video (`vidstep.masks.chunk_index`); default: each its own.
     mask: rule or None for full attention.
+    shards: with P > 1 the order is `c0 n0 c1 n1 ...`: of P devices that share the sequence equally
+      each holds 1/P of the clean and 1/P of the noisy frames.
 
   Returns:
     x [B, n+F, H, W, C], t [B, n+F], cond (per packed frame), layout.
@@ -65,22 +80,24 @@ def pack(x, t, cond: Cond, *, clean, clean_frames=None, noisy_frames=None, chunk
       f"clean frames have shape {clean.shape} but the noisy ones {x.shape}; "
       "only the number of frames may differ."
     )
+  if n % shards or f % shards:
+    raise ValueError(f"{n} clean and {f} noisy frames do not divide among {shards} shards.")
   clean_frames = _numbers("clean_frames", clean_frames, np.arange(n), n)
   noisy_frames = _numbers("noisy_frames", noisy_frames, np.arange(n, n + f), f)
-  number = np.concatenate([clean_frames, noisy_frames])
-  role = np.repeat(np.int32([CLEAN, NOISY]), [n, f])
+  number = _deal(clean_frames[None], noisy_frames[None], shards)[0]
+  role = _deal(np.full((1, n), CLEAN), np.full((1, f), NOISY), shards)[0]
   info = token_info(number, chunk=_chunk_of(number, chunks), role=role)
-  layout = Layout(info, mask)
+  layout = Layout(info, mask, shards=shards)
 
   frames = int(number.max()) + 1
+  deal = lambda a: _deal(_take(a, clean_frames), _take(a, noisy_frames), shards)
   cond = cond.replace(
-    actions=_gather("actions", cond.actions, number, frames),
-    image=_gather("image", cond.image, number, frames),
+    actions=deal(_per_frame("actions", cond.actions, frames)),
+    image=deal(_per_frame("image", cond.image, frames)),
     context=None,
     clean=None,
   )
-  x = jnp.concatenate([clean.astype(x.dtype), x], axis=1)
-  return x, pack_time(t, layout), cond, layout
+  return _deal(clean.astype(x.dtype), x, shards), pack_time(t, layout), cond, layout
 
 
 def pack_time(t, layout: Layout):
@@ -96,7 +113,7 @@ def pack_time(t, layout: Layout):
   n = _clean_count(layout)
   f = layout.info.role.shape[-1] - n
   t = jnp.broadcast_to(t[:, None], (t.shape[0], f)) if t.ndim == 1 else t
-  return jnp.pad(t, ((0, 0), (n, 0)))
+  return _deal(jnp.zeros((t.shape[0], n), t.dtype), t, layout.shards)
 
 
 def unpack(y, layout: Layout):
@@ -109,16 +126,23 @@ def unpack(y, layout: Layout):
   Returns:
     [B, F, ...].
   """
-  return y[:, _clean_count(layout) :]
+  n, p = _clean_count(layout), layout.shards
+  noisy = y.reshape(y.shape[0], p, -1, *y.shape[2:])[:, :, n // p :]
+  return noisy.reshape(y.shape[0], -1, *y.shape[2:])
 
 
-def teacher_forcing(x, t, cond: Cond, *, clean, chunks=None, mask=None):
+def teacher_forcing(x, t, cond: Cond, *, clean, chunks=None, mask=None, shards=1):
   """Packs the noisy frames of a video behind its clean ones, the last clean chunk dropped.
 
       [context 0 .. n-1 | clean n .. n+F-1, but for the last chunk | noisy n .. n+F-1]
 
   Nothing reads the last clean chunk: a noisy chunk sees the clean chunks before it. Without it,
   attention over equal chunks costs exactly N^2.
+
+  Over P devices that order leaves some with nothing but context and others with nothing but loss.
+  With `shards=P` each holds clean and noisy copies of its own frames, `[clean(p) | noisy(p)]`, and
+  the last clean chunk stays (LongLive 2.0, arXiv 2605.18739, balanced sequence parallelism). What
+  is computed is the same.
 
   Args:
     x: [B, F, H, W, C] noisy frames.
@@ -127,12 +151,14 @@ def teacher_forcing(x, t, cond: Cond, *, clean, chunks=None, mask=None):
     clean: [B, F, H, W, C] the same frames without noise.
     chunks: as in `pack`.
     mask: rule; `vidstep.masks.TeacherForcing()` makes it causal.
+    shards: P, see above; of a context that P does not divide, the last n % P clean frames go.
 
   Returns:
-    As `pack`, with n + F minus the length of the last chunk clean frames.
+    As `pack`, with n + F minus the length of the last chunk clean frames if `shards` is 1.
 
   Raises:
-    ValueError: if `clean` and `x` differ in shape, or a chunk holds context and noisy frames.
+    ValueError: if `clean` and `x` differ in shape, if a chunk holds context and noisy frames, or if
+      the frames do not divide among the shards.
   """
   if clean.shape != x.shape:
     raise ValueError(f"teacher forcing needs clean {clean.shape} and noisy {x.shape} alike.")
@@ -141,7 +167,13 @@ def teacher_forcing(x, t, cond: Cond, *, clean, chunks=None, mask=None):
   chunk = _chunk_of(frames, chunks)
   if n and chunk[n - 1] == chunk[n]:
     raise ValueError(f"chunk {chunk[n]} holds context and noisy frames: a chunk must begin at {n}.")
-  kept = frames[chunk != chunk[-1]]
+  read = frames[chunk != chunk[-1]]
+  kept = read if shards == 1 else frames[: len(frames) // shards * shards]
+  if len(kept) < len(read):
+    raise ValueError(
+      f"{n} frames of context do not divide among {shards} shards: the {n % shards} clean frames "
+      "too many must belong to the last chunk, which nothing reads."
+    )
   past = clean if n == 0 else jnp.concatenate([cond.context.astype(clean.dtype), clean], axis=1)
   return pack(
     x,
@@ -152,7 +184,18 @@ def teacher_forcing(x, t, cond: Cond, *, clean, chunks=None, mask=None):
     noisy_frames=frames[n:],
     chunks=chunks,
     mask=mask,
+    shards=shards,
   )
+
+
+def _deal(clean, noisy, shards):
+  """[B, n, ...] and [B, F, ...] -> [B, n+F, ...], to every shard its clean and its noisy frames."""
+  if clean is None:
+    return None
+  xp = np if isinstance(clean, np.ndarray) else jnp
+  part = lambda a: a.reshape(a.shape[0], shards, a.shape[1] // shards, *a.shape[2:])
+  both = xp.concatenate([part(clean), part(noisy)], axis=2)
+  return both.reshape(clean.shape[0], -1, *clean.shape[2:])
 
 
 def _clean_count(layout):
@@ -176,13 +219,20 @@ def _chunk_of(number, chunks):
   return chunks[number]
 
 
-def _gather(name, values, number, frames):
-  """Entries of a per-frame condition for every packed frame."""
-  if values is None:
-    return None
-  if values.shape[1] != frames:
+def _per_frame(name, values, frames):
+  """A per-frame condition, checked to have an entry for every frame."""
+  if values is not None and values.shape[1] != frames:
     raise ValueError(
       f"{name} must have one entry for each of the {frames} frames of the video "
       f"(context included), but has {values.shape[1]}."
     )
-  return values[:, number]
+  return values
+
+
+def _take(values, numbers):
+  """Entries of the frames `numbers`: a slice where they follow each other, as a shard's do."""
+  if values is None:
+    return None
+  if len(numbers) and (np.diff(numbers) == 1).all():
+    return values[:, numbers[0] : numbers[0] + len(numbers)]
+  return values[:, numbers]

@@ -11,7 +11,11 @@ from vidstep.models.layout import pack, pack_time, plain, teacher_forcing, unpac
 
 
 def velocity_fn(
-  model: nn.Module, *, chunk: int | tuple[int, int] | None = None, mask: Rule | None = None
+  model: nn.Module,
+  *,
+  chunk: int | tuple[int, int] | None = None,
+  mask: Rule | None = None,
+  shards: int = 1,
 ) -> Callable:
   """Turns a network into the currency of this library: a velocity of x, v = eps - x0.
 
@@ -34,6 +38,9 @@ def velocity_fn(
     chunk: frames that are denoised together, k or (first, k) if the first chunk has another
       length; None for a network that sees the whole clip.
     mask: rule over frames on top of causality, such as a `Window`; None is no other.
+    shards: devices that share a teacher-forced sequence (see `layout.teacher_forcing`): each holds
+      clean and noisy copies of its own frames. It changes the order of tokens, not what comes out;
+      the network is to have a sharded `attention` (`vidstep.parallel.attention`).
 
   Returns:
     velocity(params, x, t, cond=Cond(), *, s=None) -> v, in the shape of x.
@@ -42,7 +49,7 @@ def velocity_fn(
     ValueError: when called, if a chunk does not begin where a patch of several frames does.
   """
 
-  run = apply_fn(model, chunk=chunk, mask=mask)
+  run = apply_fn(model, chunk=chunk, mask=mask, shards=shards)
 
   def velocity(params, x, t, cond: Cond | None = None, *, s=None):
     out, layout = run(params, x, t, cond, s=s)
@@ -51,7 +58,7 @@ def velocity_fn(
   return velocity
 
 
-def apply_fn(model: nn.Module, *, chunk=None, mask=None) -> Callable:
+def apply_fn(model: nn.Module, *, chunk=None, mask=None, shards=1) -> Callable:
   """The network with its clean frames packed: run(params, x, t, cond, *, s=None) -> Out, layout.
 
   Arguments are those of `velocity_fn`.
@@ -66,7 +73,10 @@ def apply_fn(model: nn.Module, *, chunk=None, mask=None) -> Callable:
       chunks = _chunks(model, cond.context, x.shape[1], chunk)
       rule = causal(CausalChunks() if clean is None else TeacherForcing())
     if chunk is not None and clean is not None:
-      x, t, cond, layout = teacher_forcing(x, t, cond, clean=clean, chunks=chunks, mask=rule)
+      _check_shards(model, x.shape[1], shards)
+      x, t, cond, layout = teacher_forcing(
+        x, t, cond, clean=clean, chunks=chunks, mask=rule, shards=shards
+      )
     elif cond.context is not None:
       x, t, cond, layout = pack(x, t, cond, clean=cond.context, chunks=chunks, mask=rule)
     else:
@@ -75,6 +85,14 @@ def apply_fn(model: nn.Module, *, chunk=None, mask=None) -> Callable:
     return model.apply({"params": params}, x, t, s=s, cond=cond, layout=layout), layout
 
   return run
+
+
+def _check_shards(model, frames, shards):
+  if frames // shards % model.patch[0]:
+    raise ValueError(
+      f"{frames} frames over {shards} shards cut patches of {model.patch[0]} frames: "
+      "choose a number of shards whose parts the patch divides."
+    )
 
 
 def _chunks(model, context, frames, chunk):
