@@ -8,6 +8,10 @@ reuses it.
 Doom, the example world (needs the extra: pip install 'vidstep[doom]'):
   python -m experiments.record --source=vizdoom --scenario=health_gathering --out=datasets/doom
 
+Several scenarios under one set of buttons, a caption with each clip, for a world that is prompted:
+  python -m experiments.record --scenario=health_gathering,my_way_home --policy=steer \
+      --buttons=TURN_LEFT,TURN_RIGHT,MOVE_FORWARD --out=datasets/worlds
+
 Atari, or any other Gymnasium environment that renders:
   python -m experiments.record --source=gym --env=ALE/Boxing-v5 --out=datasets/boxing
 
@@ -16,8 +20,9 @@ Your own videos (no actions; captions from b.txt beside b.mp4, or from captions.
   python -m experiments.record --source=folder --folder=videos --frame_skip=2 --out=datasets/mine
 
 The random policy mostly stares at walls. `explore` runs forward, holds keys for several steps and
-turns away before a wall, or where the picture stops changing. The motion of the result, mean |frame
-difference| on 0..255, is printed and stored.
+turns away before a wall, or where the picture stops changing; `steer` does so with every
+combination of turning and running, so that a world model sees what each key does. The motion of the
+result, mean |frame difference| on 0..255, is printed and stored.
 """
 
 import sys
@@ -27,13 +32,23 @@ from absl import app, flags, logging
 from tqdm import tqdm
 
 from experiments.flags import define_out
-from vidstep.data import builder, episodes, folder, video_io, worlds
+from vidstep.data import builder, captions, episodes, folder, video_io, worlds
 from vidstep.data.controls import column_names
 from vidstep.data.policies import POLICIES
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("source", "vizdoom", ["vizdoom", "gym", "folder"], "What to record.")
-flags.DEFINE_string("scenario", "health_gathering", "ViZDoom scenario (--source=vizdoom).")
+flags.DEFINE_list(
+  "scenario",
+  ["health_gathering"],
+  "ViZDoom scenarios, separated by commas; episodes take turns (--source=vizdoom).",
+)
+flags.DEFINE_list(
+  "buttons",
+  None,
+  "The buttons of the player, such as TURN_LEFT,TURN_RIGHT,MOVE_FORWARD; several scenarios need a "
+  "common set. None: those of the scenario (--source=vizdoom).",
+)
 flags.DEFINE_string("env", "ALE/Boxing-v5", "Gymnasium environment (--source=gym).")
 flags.DEFINE_string("folder", None, "Folder with video files (--source=folder).")
 define_out("Directory of the dataset to make, such as datasets/doom.")
@@ -64,7 +79,11 @@ def request() -> dict:
   """What was asked for, as it is stored with the dataset."""
   what = {"vizdoom": "scenario", "gym": "env", "folder": "folder"}[FLAGS.source]
   names = (*REQUEST, "test_fraction", what) + (() if what == "folder" else ("policy",))
-  return {name: getattr(FLAGS, name) for name in names}
+  asked = {name: getattr(FLAGS, name) for name in names}
+  if what == "scenario":
+    asked["scenario"] = ",".join(FLAGS.scenario)
+    asked |= {"buttons": FLAGS.buttons} if FLAGS.buttons else {}
+  return asked
 
 
 def reusable(wanted: dict) -> bool:
@@ -82,19 +101,48 @@ def reusable(wanted: dict) -> bool:
   return True
 
 
-def world_episodes(world, indices, bar, scenario):
-  """Yield the episodes of these numbers, each long enough for at least one clip."""
-  policy = POLICIES[FLAGS.policy]()
+def open_worlds():
+  """Scenario (or environment) -> world, all with the same controls.
+
+  Raises:
+    ValueError: scenarios whose buttons differ, and no --buttons.
+  """
+  if FLAGS.source == "gym":
+    return {FLAGS.env: worlds.GymWorld(FLAGS.env, FLAGS.size, FLAGS.frame_skip)}
+  opened = {}
+  for scenario in FLAGS.scenario:
+    opened[scenario] = worlds.DoomWorld(scenario, FLAGS.size, FLAGS.frame_skip, FLAGS.buttons)
+  controls = {scenario: world.controls for scenario, world in opened.items()}
+  if len(set(controls.values())) > 1:
+    for world in opened.values():
+      world.close()
+    each = "; ".join(f"{name}: {','.join(column_names(c))}" for name, c in controls.items())
+    raise ValueError(f"These scenarios have different buttons ({each}): give --buttons for all.")
+  return opened
+
+
+def world_episodes(opened, indices, bar):
+  """Yield the episodes of these numbers, each long enough for at least one clip.
+
+  Args:
+    opened: scenario -> world; episode i is played in scenario i modulo their number.
+    indices: numbers of the episodes.
+    bar: progress.
+  """
+  policy, scenarios = POLICIES[FLAGS.policy](), list(opened)
   for index in indices:
+    scenario = scenarios[index % len(scenarios)]
     for attempt in range(ATTEMPTS):
       before = bar.n
+      seed = episodes.episode_seed(FLAGS.seed, index, attempt)
       episode = episodes.record(
-        world,
+        opened[scenario],
         policy,
         frames=FLAGS.frames,
-        seed=episodes.episode_seed(FLAGS.seed, index, attempt),
+        seed=seed,
         index=index,
         scenario=scenario,
+        caption=captions.caption(scenario, seed) if FLAGS.source == "vizdoom" else None,
         on_frame=bar.update,
       )
       if len(episode.video) >= FLAGS.clip_frames:
@@ -109,7 +157,7 @@ def world_episodes(world, indices, bar, scenario):
     yield episode
 
 
-def folder_episodes(videos, captions, indices, bar):
+def folder_episodes(videos, texts, indices, bar):
   """Yield the videos of these numbers as episodes; too short ones are left out."""
   for index in indices:
     video = videos[index]
@@ -119,7 +167,7 @@ def folder_episodes(videos, captions, indices, bar):
       size=FLAGS.size,
       frame_skip=FLAGS.frame_skip,
       frames=FLAGS.frames,
-      caption=captions.get(video, "") if captions else None,
+      caption=texts.get(video, "") if texts else None,
       on_frame=bar.update,
     )
     bar.total -= FLAGS.frames - len(episode.video)
@@ -146,19 +194,18 @@ def main(argv):
   started = time.perf_counter()
   meta = {"source": FLAGS.source, "request": wanted, "frame_skip": FLAGS.frame_skip}
   measured = []
-  world, count = None, FLAGS.episodes
+  opened, count = {}, FLAGS.episodes
   if FLAGS.source == "folder":
     if FLAGS.folder is None:
       raise ValueError("--source=folder needs --folder=PATH with video files in it.")
     videos = folder.list_videos(FLAGS.folder)[:count]
-    captions, count = folder.read_captions(FLAGS.folder, videos), len(videos)
+    texts, count = folder.read_captions(FLAGS.folder, videos), len(videos)
     meta |= {"buttons": [], "frame_rate": video_io.frame_rate(videos[0]) / FLAGS.frame_skip}
   else:
-    make = worlds.DoomWorld if FLAGS.source == "vizdoom" else worlds.GymWorld
-    scenario = FLAGS.scenario if FLAGS.source == "vizdoom" else FLAGS.env
-    world = make(scenario, FLAGS.size, FLAGS.frame_skip)
+    opened = open_worlds()
+    world = next(iter(opened.values()))
     meta |= {
-      "scenario": scenario,
+      "scenario": ",".join(opened),
       "policy": FLAGS.policy,
       "buttons": column_names(world.controls),
       "frame_rate": world.frame_rate,
@@ -167,16 +214,16 @@ def main(argv):
   try:
     with tqdm(total=count * FLAGS.frames, unit="frame", desc="recording", smoothing=0.1) as bar:
       recorded = {
-        split: folder_episodes(videos, captions, indices, bar)
-        if world is None
-        else world_episodes(world, indices, bar, scenario)
+        split: folder_episodes(videos, texts, indices, bar)
+        if not opened
+        else world_episodes(opened, indices, bar)
         for split, indices in splits.items()
       }
       clips = {split: clips_of(of_split, meta, measured) for split, of_split in recorded.items()}
       builder.write_dataset(FLAGS.out, clips, meta, overwrite=FLAGS.overwrite)
       frames = bar.n
   finally:
-    if world is not None:
+    for world in opened.values():
       world.close()
   made = builder.describe(FLAGS.out)
   counts = ", ".join(f"{n} {split}" for split, n in made["clips"].items())

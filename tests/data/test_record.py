@@ -8,7 +8,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import record
-from vidstep.data import builder, episodes, video_io, worlds
+from vidstep.data import builder, captions, episodes, video_io, worlds
 from vidstep.data.loader import Loader
 
 
@@ -66,6 +66,40 @@ def test_the_recording_describes_itself(doom_flags):
   assert (meta["frame_rate"], meta["frame_skip"], meta["policy"]) == (8.75, 4, "explore")
   assert meta["clips"] == {"train": 6, "test": 2} and meta["shape"] == [8, 24, 24, 3]
   assert meta["motion"] > 3 and meta["scenario"] == "health_gathering"
+
+
+def test_several_scenarios_take_turns_under_common_buttons_with_captions(tmp_path):
+  pytest.importorskip("vizdoom")
+  names, buttons = ["health_gathering", "basic"], ["MOVE_FORWARD", "TURN_LEFT"]
+  arguments = [
+    f"--out={tmp_path / 'worlds'}",
+    f"--scenario={','.join(names)}",
+    "--episodes=4",
+    "--frames=8",
+    "--clip_frames=8",
+    "--size=16",
+    "--test_fraction=0.5",
+    "--policy=steer",
+  ]
+  with pytest.raises(SystemExit, match=r"different buttons .*basic: MOVE_LEFT.*give --buttons"):
+    run(*arguments)
+  run(*arguments, f"--buttons={','.join(buttons)}")
+  assert builder.describe(tmp_path / "worlds")["buttons"] == buttons
+  sources = [builder.read_split(tmp_path / "worlds", split) for split in ("train", "test")]
+  clips = [source[i] for source in sources for i in range(len(source))]
+  for clip in clips:
+    scenario = clip["scenario"].decode()
+    assert scenario == names[clip["episode"] % 2] and clip["actions"].shape == (8, 2)
+    assert clip["caption"].decode() in captions.captions(scenario)
+  with pytest.raises(SystemExit, match="Doom has no button 'FLY_AWAY'"):
+    run(*arguments[1:], f"--out={tmp_path / 'other'}", "--buttons=FLY_AWAY")
+
+
+def test_captions_are_several_a_scenario_and_chosen_by_seed():
+  drawn = {captions.caption("my_way_home", seed) for seed in range(50)}
+  assert drawn == set(captions.captions("my_way_home")) and len(drawn) > 2
+  assert captions.caption("my_way_home", 3) == captions.caption("my_way_home", 3)
+  assert captions.captions("deathmatch") == ("a game of deathmatch",)
 
 
 def test_the_same_recording_is_reused_and_another_refused(doom_flags, capsys):

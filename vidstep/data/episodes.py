@@ -43,6 +43,7 @@ def record(
   seed: int,
   index: int = 0,
   scenario: str = "",
+  caption: str | None = None,
   on_frame: Callable[[], None] = lambda: None,
 ) -> Episode:
   """Play one episode and keep what was seen and pressed.
@@ -54,7 +55,7 @@ def record(
     policy: who plays, see `policies`.
     frames: stop after this many frames; fewer come back when the episode ends by itself.
     seed: seeds the world and the policy's draws.
-    index, scenario: stored with the episode.
+    index, scenario, caption: stored with the episode.
     on_frame: called after every frame (progress bars).
   """
   rng = np.random.default_rng(seed)
@@ -69,7 +70,7 @@ def record(
     video.append(frame)
     actions.append(np.asarray(action, np.float32))
     on_frame()
-  return Episode(np.stack(video), np.stack(actions), index, seed, scenario)
+  return Episode(np.stack(video), np.stack(actions), index, seed, scenario, caption)
 
 
 def replay(world: World, seed: int, actions: np.ndarray) -> np.ndarray:

@@ -6,7 +6,8 @@ None where a world does not tell); `reset()` before every episode. A random play
 walls, and a model trained on that learns walls; hence the explorer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -39,10 +40,18 @@ class ExplorePolicy:
   Args:
     near, far: distances in Doom's map units; a player runs about 8 of them a tic.
     stuck: mean |frame difference| below which nothing moves.
+    draw: what to hold next where the way is free, and for how many steps:
+      draw(controls, rng) -> (names of buttons, steps).
   """
 
-  def __init__(self, near: float = 80.0, far: float = 190.0, stuck: float = 0.2):
-    self._near, self._far, self._stuck = near, far, stuck
+  def __init__(
+    self,
+    near: float = 80.0,
+    far: float = 190.0,
+    stuck: float = 0.2,
+    draw: Callable[..., tuple[set[str], int]] | None = None,
+  ):
+    self._near, self._far, self._stuck, self._draw = near, far, stuck, draw or _explore
     self.reset()
 
   def reset(self) -> None:
@@ -70,9 +79,8 @@ class ExplorePolicy:
       self._spot, self._left = spot, int(rng.integers(2, 5))
       self._action = _press(_away_keys(self._away, spot, controls), controls, rng)
     elif not blocked and (self._left <= 0 or (self._away is not None and clearance is not None)):
-      down = _draw_keys(controls, rng)
-      turns = bool({"TURN_LEFT", "TURN_RIGHT"} & down)
-      self._away, self._left = None, int(rng.integers(1, 4) if turns else rng.integers(2, 8))
+      down, self._left = self._draw(controls, rng)
+      self._away = None
       self._action = _press(down, controls, rng)
     return self._action
 
@@ -92,8 +100,8 @@ def _away_keys(turn: str, spot: bool, controls: Sequence[Control]) -> set[str]:
   return {turn} if spot else {turn, "MOVE_FORWARD"}
 
 
-def _draw_keys(controls: Sequence[Control], rng: np.random.Generator) -> set[str]:
-  """What to hold next where the way is free."""
+def _explore(controls: Sequence[Control], rng: np.random.Generator) -> tuple[set[str], int]:
+  """An explorer's next keys: mostly forward, with short turns."""
   names = _names(controls)
   down = {name for name, chance in EXTRAS.items() if rng.random() < chance}
   runs = "MOVE_FORWARD" in names and rng.random() < 0.95
@@ -104,7 +112,19 @@ def _draw_keys(controls: Sequence[Control], rng: np.random.Generator) -> set[str
     down.add(str(rng.choice(["TURN_LEFT", "TURN_RIGHT"])))
   if rng.random() < (0.15 if {"TURN_LEFT", "TURN_RIGHT"} & names else 0.9):
     down.add(str(rng.choice(["MOVE_LEFT", "MOVE_RIGHT"])))
-  return down
+  turns = bool({"TURN_LEFT", "TURN_RIGHT"} & down)
+  return down, int(rng.integers(1, 4) if turns else rng.integers(2, 8))
+
+
+def _steer(controls: Sequence[Control], rng: np.random.Generator) -> tuple[set[str], int]:
+  """Every way of steering, held long enough to be seen: left, right or neither, running or not."""
+  names, down = _names(controls), set()
+  turn = str(rng.choice(["TURN_LEFT", "TURN_RIGHT", "none"], p=(0.35, 0.35, 0.3)))
+  if turn != "none":
+    down.add(turn)
+  if rng.random() < (0.5 if turn != "none" else 0.8):
+    down.add("MOVE_FORWARD")
+  return down & names, int(rng.integers(3, 9))
 
 
 def _press(down: set[str], controls: Sequence[Control], rng: np.random.Generator) -> np.ndarray:
@@ -125,4 +145,8 @@ def _setting(control: Control, down: set[str], rng: np.random.Generator) -> np.n
   return sample(control, rng)
 
 
-POLICIES = {"explore": ExplorePolicy, "random": RandomPolicy}
+POLICIES = {
+  "explore": ExplorePolicy,
+  "random": RandomPolicy,
+  "steer": partial(ExplorePolicy, draw=_steer),
+}

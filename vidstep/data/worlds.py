@@ -8,6 +8,7 @@ over. Actions use the encoding of `controls`, so what was recorded can be played
 import contextlib
 import os
 import tempfile
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,8 @@ DOOM_TICS_PER_SECOND = 35
 # A Doom delta button takes degrees (turn, look) or map units (move) per tic; 10 is a brisk mouse.
 DOOM_DELTA_LIMIT = 10.0
 DOOM_UNITS_PER_DEPTH = 7.0  # map units per level of the depth buffer, measured by running at a wall
+
+SOME_BUTTONS = ("TURN_LEFT", "TURN_RIGHT", "MOVE_FORWARD", "MOVE_BACKWARD", "ATTACK", "USE")
 
 
 class World(Protocol):
@@ -49,13 +52,21 @@ class DoomWorld:
     scenario: name of a `.cfg` in `vizdoom.scenarios_path`, such as "health_gathering".
     size: height and width of the frames.
     frame_skip: an action is held for this many tics (35 a second), one frame is seen after them.
+    buttons: names such as "TURN_LEFT", instead of the scenario's own, so that several scenarios
+      share one set of controls; None keeps its own.
 
   Raises:
     ImportError: vizdoom is not installed.
-    ValueError: no such scenario, or a size beyond the engine's largest picture.
+    ValueError: no such scenario or button, or a size beyond the engine's largest picture.
   """
 
-  def __init__(self, scenario: str = "health_gathering", size: int = 64, frame_skip: int = 4):
+  def __init__(
+    self,
+    scenario: str = "health_gathering",
+    size: int = 64,
+    frame_skip: int = 4,
+    buttons: Sequence[str] | None = None,
+  ):
     try:
       import vizdoom
     except ImportError as error:
@@ -77,9 +88,15 @@ class DoomWorld:
     if height is None:
       raise ValueError(f"Doom frames can be 480 pixels wide at most, not {size}: lower --size.")
 
+    for name in buttons or ():
+      if name not in vizdoom.Button.__members__:
+        raise ValueError(f"Doom has no button {name!r}; some it has: {', '.join(SOME_BUTTONS)}.")
+
     self._size, self._skip = size, frame_skip
     self._game = game = vizdoom.DoomGame()
     game.load_config(config)
+    if buttons:
+      game.set_available_buttons([vizdoom.Button.__members__[name] for name in buttons])
     game.set_window_visible(False)
     game.set_mode(vizdoom.Mode.PLAYER)
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
