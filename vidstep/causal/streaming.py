@@ -1,0 +1,482 @@
+"""The streaming engine: sessions that act at any time share one compiled step of fixed shape.
+
+A tick makes one chunk for every running session, in two compiled calls whatever the sessions are
+doing: `generate` (noise, denoising steps, cache append; the cache is donated) and `decode` (pixels,
+uint8). What differs between sessions is data: seed, times, number of steps, window, actions.
+"""
+
+import dataclasses
+import pathlib
+import secrets
+import threading
+import time
+from functools import partial
+
+import jax
+import numpy as np
+
+from vidstep.causal import snapshot as files
+from vidstep.causal.autosave import Writer
+from vidstep.causal.programs import Programs
+from vidstep.causal.session import Chunk, Session, Settings, Snapshot, Stamps
+from vidstep.metrics.compilations import compilations
+from vidstep.training.checksum import checksum
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Flight:
+  """A dispatched tick: pixels that will be there, and whose they are."""
+
+  frames: jax.Array
+  finite: jax.Array
+  parts: list  # (session, its row, its epoch, fields of its Chunk, arrival)
+  dispatch: float
+
+
+class Engine:
+  """Sessions of one causal network, batched.
+
+  Memory is constant: one cache of `sessions` rows, at most one chunk in flight, and `history`
+  snapshots a session. After `warmup` nothing is compiled again.
+
+  Args:
+    network: a `CachedNetwork`, or what has its methods, `policy.window` and `cache.window`.
+    params: its parameters.
+    codec: video [B, T, H, W, 3] <-> latents, frame by frame (`vidstep.models.codec`).
+    frame_shape: (h, w, C) of a latent frame.
+    chunk: latent frames made together.
+    context_frames: clean first frames that each session is opened with.
+    sessions: rows of the batch: how many run at once.
+    max_steps: most denoising steps of a chunk.
+    frame_rate: frames a second that the world was trained at; for pacing and reports.
+    action_dim: length of an action; None asks `network.model`, 0 means none.
+    text: None, or an encoder: str -> (tokens [L, Dt], mask [L]) of one fixed L.
+    solver, context: of `next_chunk`; context="last_step" is the noisy context.
+    overlap: a tick returns the chunk of the tick before, which was computed meanwhile: more frames
+      a second. False: it waits for its own, so that an action is seen sooner where ticks are paced.
+    history: snapshots that a session keeps for `rewind`; 0 for none.
+    history_every: chunks between them.
+    autosave: folder to which every session is written as it goes, or None.
+    autosave_every: chunks between saves.
+  """
+
+  def __init__(
+    self,
+    network,
+    params,
+    codec,
+    *,
+    frame_shape,
+    frame_rate,
+    chunk=1,
+    context_frames=0,
+    sessions=4,
+    max_steps=4,
+    action_dim=None,
+    text=None,
+    solver="consistency",
+    context="clean",
+    overlap=True,
+    history=8,
+    history_every=8,
+    autosave=None,
+    autosave_every=32,
+  ):
+    at_least = {"chunk": 1, "sessions": 1, "max_steps": 1, "history": 0, "history_every": 1}
+    given = locals()
+    for name, least in (at_least | {"context_frames": 0, "autosave_every": 1}).items():
+      if given[name] < least:
+        raise ValueError(f"{name}={given[name]} must be at least {least}.")
+    self.network, self.params, self.codec = network, jax.device_put(params), codec
+    self.frame_shape, self.frame_rate, self.chunk = tuple(frame_shape), float(frame_rate), chunk
+    self.context_frames, self.max_steps, self.max_window = (
+      context_frames,
+      max_steps,
+      int(network.policy.window),
+    )
+    self.overlap, self.history, self.history_every = overlap, history, history_every
+    self.autosave_every = autosave_every
+    self._folder = None if autosave is None else pathlib.Path(autosave)
+    self._writer = None if autosave is None else Writer()
+    self._text = text
+    dim = network.model.action_dim if action_dim is None else action_dim
+    self.action_shape = (chunk, dim) if dim else None
+
+    self._lock = threading.RLock()  # of the rows, the cache and the dispatch; never held in a wait
+    self._rows: list[Session | None] = [None] * sessions
+    self._parked: set[Session] = set()
+    self._flight: _Flight | None = None
+    self._programs = Programs(
+      network, codec, self.params, sessions=sessions, chunk=chunk, frame_shape=self.frame_shape,
+      context_frames=context_frames, text=self._embed(""), solver=solver, context=context,
+    )  # fmt: skip
+    self._cache = self._programs.start(self.params)
+    self.pixels = self._programs.pixels  # (H, W, 3)
+    self._identity = {
+      "weights": checksum({"all": self.params})["all"],
+      "policy": repr(getattr(network, "policy", None)),
+      "chunk": self.chunk,
+      "frame_shape": list(self.frame_shape),
+    }
+
+  # ----------------------------------------------------------------------------------------------
+  # What it costs
+  # ----------------------------------------------------------------------------------------------
+
+  @property
+  def sessions(self) -> list[Session]:
+    """The open sessions, paused ones included."""
+    with self._lock:
+      return [s for s in self._rows if s is not None] + list(self._parked)
+
+  @property
+  def free(self) -> int:
+    """Rows without a session."""
+    return sum(s is None for s in self._rows)
+
+  @property
+  def session_bytes(self) -> int:
+    """Bytes of one session's cache; `history` snapshots more of it are kept."""
+    leaves = jax.tree.leaves(self._programs.row)
+    return sum(a.dtype.itemsize * int(np.prod(a.shape)) for a in leaves)
+
+  def warmup(self) -> float:
+    """Compiles everything, on a session of its own; returns the seconds it took.
+
+    Raises:
+      RuntimeError: if no row is free.
+    """
+    begin = time.perf_counter()
+    video = np.zeros((self.context_frames, *self.pixels), np.uint8)
+    session = self.open(context=video if self.context_frames else None)
+    self.tick()
+    session.pause()
+    session.resume()
+    if self._text is not None:
+      session.prompt("")
+    self.tick()
+    session.close()
+    self._flight = None
+    jax.block_until_ready(self._cache)
+    return time.perf_counter() - begin
+
+  def compilations(self) -> int:
+    """Programs that the process has compiled; constant once `warmup` is over."""
+    return compilations()
+
+  # ----------------------------------------------------------------------------------------------
+  # Sessions come and go
+  # ----------------------------------------------------------------------------------------------
+
+  def open(
+    self,
+    *,
+    seed=0,
+    context=None,
+    context_actions=None,
+    text=None,
+    times=(1.0,),
+    steps=None,
+    first_times=(),
+    window=None,
+    name=None,
+  ) -> Session:
+    """Opens a session; its first frames come with the next tick.
+
+    Args:
+      seed: of its noise.
+      context: uint8 [n, H, W, 3] frames that precede the stream, n = context_frames.
+      context_actions: [n, A] that led into them; None is the null action.
+      text: the prompt; None for none.
+      times: falling times of the denoising steps, the first being 1.
+      steps: how many of them are made; None: all. `Session.set` changes it.
+      first_times: those of the first chunk; () for no difference.
+      window: latent frames of the past that are read; None: all that the cache holds.
+      name: of the session, and of its autosave; None makes one up.
+
+    Raises:
+      ValueError: for what this engine cannot do, one sentence.
+      RuntimeError: if all rows are taken.
+    """
+    opened = time.perf_counter()
+    times = tuple(map(float, times))
+    settings = Settings(
+      seed,
+      times,
+      len(times) if steps is None else steps,
+      tuple(map(float, first_times)),
+      self.max_window if window is None else window,
+      text or "",
+    )
+    settings.check(max_steps=self.max_steps, max_window=self.max_window)
+    video, actions = self._context(context, context_actions)
+    embedded = self._embed(settings.text)
+    with self._lock:
+      session = Session(self, self._name(name), settings)
+      session.opened = opened
+      row = self._programs.begin(self.params, video, actions, embedded, np.int32([settings.window]))
+      self._seat(session, row)
+    return session
+
+  def restore(self, path, *, name=None) -> Session:
+    """Opens the session that was saved to a file; it goes on as it would have, bit for bit.
+
+    Raises:
+      FileNotFoundError, ValueError: see `vidstep.causal.snapshot.load`.
+      RuntimeError: if all rows are taken.
+    """
+    opened = time.perf_counter()
+    saved, own = files.load(path, like=self._programs.row, network=self._identity)
+    saved.settings.check(max_steps=self.max_steps, max_window=self.max_window)
+    with self._lock:
+      taken = {s.name for s in self.sessions}
+      name = name or (own if own not in taken else None)
+      session = Session(
+        self, self._name(name), saved.settings, index=saved.index, action=self._held(saved.action)
+      )
+      session.opened = opened
+      self._seat(session, jax.device_put(saved.row))
+    return session
+
+  def close(self):
+    """Closes all sessions and finishes what is being saved."""
+    for session in self.sessions:
+      session.close()
+    if self._writer is not None:
+      self._writer.close()
+
+  @property
+  def autosave_error(self) -> str | None:
+    """Why the last autosave that failed did, or None."""
+    return None if self._writer is None else self._writer.error
+
+  # ----------------------------------------------------------------------------------------------
+  # A tick
+  # ----------------------------------------------------------------------------------------------
+
+  def tick(self) -> dict[Session, Chunk]:
+    """Dispatches one chunk of every running session, and returns chunks that are ready.
+
+    With `overlap` those of the tick before, else its own. Actions are read last, just before the
+    dispatch. A session whose latents are not finite is closed, with its `error`; the others go on.
+    """
+    with self._lock:
+      due = fresh = self._dispatch()
+      if self.overlap:
+        due, self._flight = self._flight, fresh
+    return {} if due is None else self._collect(due)
+
+  def _dispatch(self):
+    running = [(row, s) for row, s in enumerate(self._rows) if s is not None]
+    if not running:
+      return None
+    for _, session in running:
+      number = session.index // self.chunk
+      if self.history and number % self.history_every == 0:
+        session._history.append(self._snapshot(session))
+      if self._writer is not None and number and number % self.autosave_every == 0:
+        self._autosave(session)
+    told, parts = self._tell(running)
+    dispatch = time.perf_counter()
+    latents, self._cache = self._programs.generate(self.params, self._cache, told)
+    frames, finite = self._programs.decode(latents)
+    frames.copy_to_host_async()
+    finite.copy_to_host_async()
+    for _, session in running:
+      session.index += self.chunk
+    return _Flight(frames, finite, parts, dispatch)
+
+  def _tell(self, running):
+    """What the compiled step is told, fresh arrays each time: the device may read them in place."""
+    count = len(self._rows)
+    told = {
+      "seed": np.zeros(count, np.uint32),
+      "frame": np.zeros(count, np.int32),
+      "times": np.ones((count, self.max_steps), np.float32),
+      "steps": np.ones(count, np.int32),
+      "window": np.full(count, self.max_window, np.int32),
+    }
+    if self.action_shape:
+      told["actions"] = np.zeros((count, *self.action_shape), np.float32)
+    for row, session in running:
+      told["frame"][row] = session.index
+      for name, value in session._told(self.max_steps).items():
+        told[name][row] = value
+    parts = []
+    for row, session in running:
+      actions, arrival = session._read_action()
+      if actions is not None:
+        told["actions"][row] = actions
+      fields = {"index": session.index, "actions": actions, "steps": int(told["steps"][row])}
+      parts.append((session, row, session._epoch, fields, arrival))
+    return told, parts
+
+  def _collect(self, flight):
+    jax.block_until_ready(flight.frames)
+    ready = time.perf_counter()
+    frames, finite = np.asarray(flight.frames), np.asarray(flight.finite)
+    host = time.perf_counter()
+    chunks = {}
+    for session, row, epoch, fields, arrival in flight.parts:
+      if session.closed or session._epoch != epoch:
+        continue
+      if not finite[row]:
+        self._fail(session, f"its frames from {fields['index']} on are not finite")
+        continue
+      stamps = Stamps(arrival, flight.dispatch, ready, host)
+      chunks[session] = Chunk(frames=frames[row], stamps=stamps, **fields)
+    return chunks
+
+  # ----------------------------------------------------------------------------------------------
+  # What sessions ask for
+  # ----------------------------------------------------------------------------------------------
+
+  def _snapshot(self, session):
+    parked = session._parked
+    row = self._programs.take(self._cache, np.int32(session._row)) if parked is None else parked
+    held = None if session._action is None else session._action[-1]
+    return Snapshot(row, session.index, session.settings, held)
+
+  def _set(self, session, new):
+    with self._lock:
+      settings = dataclasses.replace(session.settings, **new)
+      settings.check(max_steps=self.max_steps, max_window=self.max_window)
+      session.settings = settings
+
+  def _prompt(self, session, text):
+    if self._text is None:
+      raise ValueError("This engine knows no text: build it with text=encoder.")
+    embedded = self._embed(text)
+    with self._lock:
+      session._check_open()
+      if session.paused:
+        raise RuntimeError("Resume the session before you change its prompt.")
+      row = np.int32(session._row)
+      self._cache = self._programs.switch(self.params, self._cache, row, embedded)
+      session.settings = dataclasses.replace(session.settings, text=text)
+
+  def _fork(self, session, name):
+    with self._lock:
+      session._check_open()
+      now = self._snapshot(session)
+      other = Session(
+        self, self._name(name), now.settings, index=now.index, action=self._held(now.action),
+        history=session._history,
+      )  # fmt: skip
+      other.opened = time.perf_counter()
+      self._seat(other, now.row)
+    return other
+
+  def _rewind(self, session, frames):
+    with self._lock:
+      session._check_open()
+      history = session._history
+      if frames < 1 or not any(s.index <= session.index - frames for s in history):
+        far = session.index - history[0].index if history else 0
+        raise ValueError(f"Cannot go back {frames} frames; this session can go back 1 to {far}.")
+      while history[-1].index > session.index - frames:
+        history.pop()
+      then = history.pop()  # taken again when its chunk is dispatched
+      gone, session.index = session.index - then.index, then.index
+      session.settings = dataclasses.replace(session.settings, text=then.settings.text)
+      session._epoch += 1
+      if session.paused:
+        session._parked = then.row
+      else:
+        self._cache = self._programs.put(self._cache, np.int32(session._row), then.row)
+    return gone
+
+  def _pause(self, session):
+    with self._lock:
+      session._check_open()
+      if not session.paused:
+        session._parked = self._programs.take(self._cache, np.int32(session._row))
+        self._leave(session)
+        self._parked.add(session)
+
+  def _resume(self, session):
+    with self._lock:
+      session._check_open()
+      if session.paused:
+        self._seat(session, session._parked)
+        session._parked = None
+        self._parked.discard(session)
+
+  def _save(self, session, path):
+    with self._lock:
+      session._check_open()
+      now = self._snapshot(session)
+    files.save(path, now, name=session.name, network=self._identity)
+
+  def _autosave(self, session):
+    path, now = self._folder / f"{session.name}.stream", self._snapshot(session)
+    write = partial(files.save, path, now, name=session.name, network=self._identity)
+    self._writer.put(session.name, write)
+
+  def _close(self, session):
+    with self._lock:
+      if not session.closed:
+        session.closed = True
+        session._parked = None
+        session._history.clear()
+        self._leave(session)
+        self._parked.discard(session)
+
+  def _fail(self, session, sentence):
+    session.error = f"Session {session.name} was closed: {sentence}."
+    session.close()
+
+  def _seat(self, session, row):
+    if None not in self._rows:
+      raise RuntimeError(
+        f"All {len(self._rows)} sessions are taken: close or pause one, or build the Engine with "
+        "more."
+      )
+    session._row = self._rows.index(None)
+    self._cache = self._programs.put(self._cache, np.int32(session._row), row)
+    self._rows[session._row] = session
+
+  def _leave(self, session):
+    if session._row is not None:
+      self._rows[session._row] = None
+      session._row = None
+
+  def _name(self, name):
+    """A name that is free; by default one that no autosave of an earlier engine has either."""
+    name = secrets.token_hex(4) if name is None else name
+    if not name or any(c in name for c in "/\\\0") or name in {s.name for s in self.sessions}:
+      raise ValueError(f"name={name!r} must be unique, not empty, and without slashes.")
+    return name
+
+  # ----------------------------------------------------------------------------------------------
+  # Inputs
+  # ----------------------------------------------------------------------------------------------
+
+  def _embed(self, text):
+    """{"text" [1, L, Dt], "text_mask" [1, L]}, masked out for no text; {} for no encoder."""
+    if self._text is None:
+      if text:
+        raise ValueError("This engine knows no text: build it with text=encoder.")
+      return {}
+    tokens, mask = (np.asarray(a) for a in self._text(text))
+    return {"text": np.float32(tokens)[None], "text_mask": (mask.astype(bool) & bool(text))[None]}
+
+  def _context(self, context, actions):
+    """(uint8 [1, n, H, W, 3], float32 [1, n, A] or None), checked."""
+    shape = (self.context_frames, *self.pixels)
+    video = np.zeros((0, *self.pixels), np.uint8) if context is None else np.asarray(context)
+    if video.shape != shape or video.dtype != np.uint8:
+      raise ValueError(
+        f"context must be uint8 {shape}, the frames that precede the stream; got {video.dtype} "
+        f"{video.shape}."
+      )
+    if self.action_shape is None:
+      return video[None], None
+    shape = (self.context_frames, self.action_shape[1])
+    given = np.zeros(shape, np.float32) if actions is None else np.float32(actions)
+    if given.shape != shape:
+      raise ValueError(f"context_actions must have shape {shape}, got {given.shape}.")
+    return video[None], given[None]
+
+  def _held(self, action):
+    return None if action is None else np.broadcast_to(action, self.action_shape)
