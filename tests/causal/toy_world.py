@@ -6,6 +6,7 @@ import types
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @flax.struct.dataclass
@@ -73,7 +74,7 @@ def toy_params(key, channels=3, action_dim=2):
   return {"past": jnp.float32(0.4), "action": jax.random.normal(key, (action_dim, channels))}
 
 
-def toy_text(text):
+def toy_text(texts):
   """An encoder: letters as numbers, 4 tokens of 2 channels."""
-  codes = [ord(c) % 7 - 3 for c in text[:8].ljust(8)]
-  return jnp.float32(codes).reshape(4, 2) / 10, jnp.ones(4, bool)
+  codes = [[ord(c) % 7 - 3 for c in text[:8].ljust(8)] for text in texts]
+  return np.float32(codes).reshape(-1, 4, 2) / 10, np.ones((len(texts), 4), bool)

@@ -50,7 +50,8 @@ class Engine:
     max_steps: most denoising steps of a chunk.
     frame_rate: frames a second that the world was trained at; for pacing and reports.
     action_dim: length of an action; None asks `network.model`, 0 means none.
-    text: None, or an encoder: str -> (tokens [L, Dt], mask [L]) of one fixed L.
+    text: None, or an encoder: [str] -> (tokens [1, L, Dt], mask [1, L]) of one fixed L, such as
+      `vidstep.models.text.TextEncoder`.
     solver, context: of `next_chunk`; context="last_step" is the noisy context.
     overlap: a tick returns the chunk of the tick before, which was computed meanwhile: more frames
       a second. False: it waits for its own, so that an action is seen sooner where ticks are paced.
@@ -458,8 +459,8 @@ class Engine:
       if text:
         raise ValueError("This engine knows no text: build it with text=encoder.")
       return {}
-    tokens, mask = (np.asarray(a) for a in self._text(text))
-    return {"text": np.float32(tokens)[None], "text_mask": (mask.astype(bool) & bool(text))[None]}
+    tokens, mask = (np.asarray(a) for a in self._text([text]))
+    return {"text": np.float32(tokens), "text_mask": mask.astype(bool) & bool(text)}
 
   def _context(self, context, actions):
     """(uint8 [1, n, H, W, 3], float32 [1, n, A] or None), checked."""
