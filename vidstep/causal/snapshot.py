@@ -70,7 +70,7 @@ def load(path, *, like, network: dict) -> tuple[Snapshot, str]:
   if not os.path.isfile(path):
     raise FileNotFoundError(f"There is no saved stream {path}.")
   try:
-    with np.load(path, allow_pickle=False) as f:
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as f:
       header = json.loads(bytes(f["header"]))
       if header["format"] != FORMAT:
         raise ValueError(f"format {header['format']}, this program reads {FORMAT}")
