@@ -17,11 +17,15 @@ from vidstep.masks.info import (
 )
 from vidstep.masks.plan import dense, density, pairs, tile_map
 from vidstep.masks.rules import (
+  PINNED,
   CausalChunks,
   CausalFrames,
   DiffusionForcing,
+  Far,
   Full,
   Intersection,
+  Near,
+  Present,
   Rule,
   TeacherForcing,
   Valid,
@@ -31,11 +35,15 @@ from vidstep.masks.rules import (
 __all__ = [
   "CLEAN",
   "NOISY",
+  "PINNED",
   "CausalChunks",
   "CausalFrames",
   "DiffusionForcing",
+  "Far",
   "Full",
   "Intersection",
+  "Near",
+  "Present",
   "Rule",
   "TeacherForcing",
   "TokenInfo",

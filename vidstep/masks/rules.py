@@ -12,6 +12,8 @@ import numpy as np
 
 from vidstep.masks.info import CLEAN, NOISY, TokenInfo
 
+PINNED = 2  # `valid` of a frame that is kept however old it is (a pinned slot of a cache)
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -116,11 +118,13 @@ class Window(Rule):
     size: how many frames or chunks back, counting the query's own.
     sink: how many at the start of the video stay visible.
     by: what is counted.
+    pinned: frames whose `valid` is `PINNED` stay visible, too.
   """
 
   size: int
   sink: int = 0
   by: Literal["frame", "chunk"] = "frame"
+  pinned: bool = False
 
   def __post_init__(self):
     if self.size < 1 or self.sink < 0 or self.by not in ("frame", "chunk"):
@@ -128,8 +132,10 @@ class Window(Rule):
 
   def __call__(self, q: TokenInfo, k: TokenInfo) -> Any:
     at, key = getattr(q, self.by), getattr(k, self.by)
-    recent = key > at - self.size
-    return recent | (key < self.sink) if self.sink else recent
+    seen = key > at - self.size
+    if self.sink:
+      seen = seen | (key < self.sink)
+    return seen | (k.valid == PINNED) if self.pinned else seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,3 +144,36 @@ class Valid(Rule):
 
   def __call__(self, q: TokenInfo, k: TokenInfo) -> Any:
     return (q.valid != 0) & (k.valid != 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Present(Rule):
+  """Keys that exist. Queries that do not exist still attend: what a cache may show later."""
+
+  def __call__(self, q: TokenInfo, k: TokenInfo) -> Any:
+    return (q.valid == q.valid) & (k.valid != 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Far(Rule):
+  """Keys at a capped distance: the first `sink` frames, and pinned ones from `cap` frames on.
+
+  Splits keys by the position policy "capped" (see `vidstep.models.positions`); `Near` is the rest.
+  """
+
+  sink: int
+  cap: int
+
+  def __call__(self, q: TokenInfo, k: TokenInfo) -> Any:
+    return (k.frame < self.sink) | (k.valid == PINNED) & (q.frame - k.frame >= self.cap)
+
+
+@dataclasses.dataclass(frozen=True)
+class Near(Rule):
+  """Keys at their true distance: all that are not `Far`."""
+
+  sink: int
+  cap: int
+
+  def __call__(self, q: TokenInfo, k: TokenInfo) -> Any:
+    return (k.frame >= self.sink) & ((k.valid != PINNED) | (q.frame - k.frame < self.cap))

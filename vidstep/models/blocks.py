@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vidstep.attention import attention
-from vidstep.masks import Rule, TokenInfo, Valid, token_info
+from vidstep.attention import attention, merge
+from vidstep.masks import TokenInfo, Valid, token_info
 from vidstep.models.linear import Linear
 from vidstep.models.precision import stat_dtype
 from vidstep.models.rope import apply_rope
@@ -34,25 +34,53 @@ def modulated_norm(x, shift, scale):
   return (layer_norm(x, shift.dtype) * (1 + scale) + shift).astype(x.dtype)
 
 
-def self_attention(q, k, v, rope, info: TokenInfo, mask: Rule | None, implementation):
-  """Attention among the tokens of a sequence; the one place where a cache of keys can be put.
+def self_attention(q, k, v, past=None, *, sets, info: TokenInfo, implementation):
+  """Attention of a sequence to itself and to what is cached of earlier frames.
 
-  Keys arrive before RoPE, which is how they are to be cached: their positions may change later.
+  Keys arrive before RoPE, which is how they are cached: their positions may change later.
 
   Args:
     q: [B, N, heads, D] queries, normalised, not rotated.
     k: [B, N, heads, D] keys, likewise.
     v: [B, N, heads, D] values.
-    rope: table of `vidstep.models.rope.rope_table`.
+    past: None, or keys and values of P earlier frames, each [B, P, S, heads, D]; they come first.
+    sets: pairs of the `KeySet`s of `vidstep.models.positions` and the tables of
+      `vidstep.models.rope.rope_table` for their queries and keys. The result is merged from one
+      attention to each.
     info: attributes of the N tokens.
-    mask: rule or None.
     implementation: see `vidstep.attention.attention`.
 
   Returns:
     [B, N, heads, D].
   """
-  q, k = apply_rope(q, rope), apply_rope(k, rope)
-  return attention(q, k, v, mask, q_info=info, k_info=info, implementation=implementation)
+  tokens = q.shape[1] // info.frame.shape[-1]
+  if past is not None:
+    flat = lambda a: a.astype(k.dtype).reshape(a.shape[0], -1, *a.shape[3:])
+    k, v = (jnp.concatenate([flat(a), b], axis=1) for a, b in zip(past, (k, v), strict=True))
+  parts = []
+  for keys, (q_rope, k_rope) in sets:
+    pick = lambda a, keys=keys: _frames(a, keys.frames, tokens)
+    parts.append(
+      attention(
+        apply_rope(q, q_rope),
+        apply_rope(pick(k), k_rope),
+        pick(v),
+        keys.mask,
+        q_info=info.tokens(tokens),
+        k_info=keys.k_info.tokens(tokens),
+        implementation=implementation,
+        return_lse=len(sets) > 1,
+      )
+    )
+  return merge(parts)[0] if len(sets) > 1 else parts[0]
+
+
+def _frames(a, frames, tokens):
+  """The tokens [B, n*tokens, heads, D] of some frames of a [B, N*tokens, heads, D]."""
+  if frames is None:
+    return a
+  b, _, *rest = a.shape
+  return a.reshape(b, -1, tokens, *rest)[:, frames].reshape(b, -1, *rest)
 
 
 def cross_attention(q, k, v, valid, implementation):
@@ -115,18 +143,23 @@ class Attention(nn.Module):
   zero: bool = False
 
   @nn.compact
-  def __call__(self, x, y):
-    """Queries from x [B, N, C], keys and values from y [B, M, C']."""
+  def __call__(self, x, y, kv=None):
+    """Queries from x [B, N, C], keys and values from y [B, M, C'], or given as `kv`.
+
+    Returns:
+      The output [B, N, C], and (keys, values), each [B, M, heads, D].
+    """
     dim = x.shape[-1]
     linear = partial(Linear, dim, self.dtype)
-    q = RMSNorm(name="norm_q")(linear(name="q")(x))
-    k = RMSNorm(name="norm_k")(linear(name="k")(y))
-    v = linear(name="v")(y)
     split = lambda a: a.reshape(*a.shape[:2], self.heads, -1)
-    o = self.attend(split(q), split(k), split(v))
+    q = split(RMSNorm(name="norm_q")(linear(name="q")(x)))
+    if kv is None:
+      k = RMSNorm(name="norm_k")(linear(name="k")(y))
+      kv = split(k), split(linear(name="v")(y))
+    o = self.attend(q, *kv)
     if self.zero:
       linear = partial(linear, init=nn.initializers.zeros)
-    return linear(name="o")(o.reshape(x.shape))
+    return linear(name="o")(o.reshape(x.shape)), kv
 
 
 class Block(nn.Module):
@@ -136,9 +169,10 @@ class Block(nn.Module):
     heads: number of heads.
     ffn_dim: hidden width of the feed-forward part.
     dtype: compute dtype.
-    attend: self-attention of this sequence (q, k, v) -> o.
+    attend: self-attention of this sequence (q, k, v, past=...) -> o.
     attend_text: cross-attention to the text, or None for a network without text.
     keep: return the output a second time, to be collected as a feature.
+    load: see `vidstep.models.past.Past`; None for a network without one.
   """
 
   heads: int
@@ -147,18 +181,21 @@ class Block(nn.Module):
   attend: Callable
   attend_text: Callable | None
   keep: bool = False
+  load: Callable | None = None
 
   @nn.compact
-  def __call__(self, x, mod, text):
+  def __call__(self, x, mod, text, layer=None, text_kv=None):
     """Runs the block.
 
     Args:
       x: [B, F, S, C] tokens, S of each frame.
       mod: [B or 1, F or 1, 6, C] modulation shared by all blocks.
       text: [B, L, C] or None.
+      layer: this block's entry of `Past.layers`, or None.
+      text_kv: keys and values of the text, which are then not made from `text`; or None.
 
     Returns:
-      (x, x if `keep` else None).
+      x and (x again if `keep` else None, with `load` keys and values of frames and text else None).
     """
     dim, stat = x.shape[-1], mod.dtype
     table = self.param("modulation", nn.initializers.zeros, (6, dim))
@@ -167,16 +204,21 @@ class Block(nn.Module):
     flat = lambda a: a.reshape(a.shape[0], -1, dim)
     add = lambda a, b: (a.astype(stat) + b).astype(a.dtype)
 
+    attend = self.attend if layer is None else partial(self.attend, past=self.load(layer))
     h = flat(modulated_norm(x, shift1, scale1))
-    h = Attention(self.heads, self.dtype, self.attend, name="self_attn")(h, h)
+    h, kv = Attention(self.heads, self.dtype, attend, name="self_attn")(h, h)
     x = add(x, h.reshape(x.shape).astype(stat) * gate1)
 
     if self.attend_text is not None:
       h = flat(LayerNorm(stat, name="cross_norm")(x).astype(x.dtype))
-      h = Attention(self.heads, self.dtype, self.attend_text, True, name="cross_attn")(h, text)
+      cross = Attention(self.heads, self.dtype, self.attend_text, True, name="cross_attn")
+      h, text_kv = cross(h, text, text_kv)
       x = x + h.reshape(x.shape)
 
     h = modulated_norm(x, shift2, scale2)
     h = nn.gelu(Linear(self.ffn_dim, self.dtype, name="ffn_in")(h), approximate=True)
     x = add(x, Linear(dim, self.dtype, name="ffn_out")(h).astype(stat) * gate2)
-    return x, x if self.keep else None
+    if self.load is None:
+      return x, (x if self.keep else None, None)
+    by_frame = lambda a: a.reshape(*x.shape[:3], *a.shape[2:])
+    return x, (x if self.keep else None, (*map(by_frame, kv), text_kv))

@@ -23,8 +23,7 @@ def check_inputs(model, x, t, s, cond, layout, cache):
   """Raises ValueError or NotImplementedError if a `VideoDiT` cannot take these inputs."""
   if cond.shot is not None:
     raise NotImplementedError("shot conditioning is not supported yet; pass cond.shot=None.")
-  if cache is not None:
-    raise NotImplementedError("key-value caches are not supported yet; pass cache=None.")
+  _check_cache(model, cond, layout, cache)
   if cond.context is not None:
     raise ValueError("pack cond.context in front of x first (layout.pack, or use velocity_fn).")
   if cond.clean is not None:
@@ -91,3 +90,17 @@ def _check_text(model, cond, b):
     raise ValueError(
       f"text_mask must have shape {cond.text.shape[:2]}, not {cond.text_mask.shape}."
     )
+
+
+def _check_cache(model, cond, layout, cache):
+  patch, kind = tuple(model.patch), "absolute" if layout is None else layout.positions.kind
+  if patch[0] > 1 and (cache is not None or kind == "capped"):
+    raise NotImplementedError(
+      f"a cache and capped positions count single frames: patch={patch} must begin with 1."
+    )
+  if cache is None:
+    return
+  if cache.layers is not None and layout is None:
+    raise ValueError("frames behind a cache need a layout that numbers them; pass layout.")
+  if cache.text is not None and cond.text is not None:
+    raise ValueError("the cache holds the text already; pass cond.text=None.")

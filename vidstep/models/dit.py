@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidstep.masks import token_info
+from vidstep.masks import TokenInfo, concat_info, token_info
 from vidstep.models.actions import ActionEmbed
 from vidstep.models.blocks import Block, cross_attention, modulated_norm, self_attention
 from vidstep.models.checks import check_fields, check_inputs
@@ -15,6 +15,8 @@ from vidstep.models.cond import Cond, Out
 from vidstep.models.embed import MLP, patchify, sinusoid, unpatchify
 from vidstep.models.layout import plain
 from vidstep.models.linear import Linear
+from vidstep.models.past import Keys
+from vidstep.models.positions import far_frames, key_sets
 from vidstep.models.precision import stat_dtype
 from vidstep.models.rope import rope_table
 
@@ -84,14 +86,16 @@ class VideoDiT(nn.Module):
       s: [B] or [B, F] float32, second time of a flow map; None means s = t.
       cond: the conditions; `cond.context` must have been packed (see `layout.pack`).
       layout: which frame is which and the mask; None means frames 0 .. F-1 and full attention.
-      cache: reserved for key-value caches; must be None.
+      cache: None, or a `Past` whose frames precede those of `layout` (with one) as further keys,
+        and whose text stands in for `cond.text`. `layout.mask` is one rule over both; empty slots
+        need a `Valid` or `Present` in it. See `vidstep.causal`.
 
     Returns:
-      `Out` with `v` [B, F, H, W, C] float32.
+      `Out` with `v` [B, F, H, W, C] float32, and with a cache the `Keys` of these frames.
 
     Raises:
       ValueError: if fields or shapes do not fit, in one sentence that says what to change.
-      NotImplementedError: for a cache or shots.
+      NotImplementedError: for shots, or a cache of patches of several frames.
     """
     cond = Cond() if cond is None else cond
     check_fields(self)
@@ -111,9 +115,9 @@ class VideoDiT(nn.Module):
     temb = self._time_embedding(t, s, cond.actions, x.shape, stat)
     mod = Linear(6 * self.dim, stat, zeros, name="time_proj")(nn.silu(temb))
     mod = mod.reshape(*temb.shape[:2], 6, self.dim)
-    text, text_mask = self._text(cond, b)
+    text, text_mask = self._text(cond, b, cache)
 
-    h, features = self._blocks(h, mod, text, text_mask, layout, (rows, columns))
+    h, features, keys = self._blocks(h, mod, text, text_mask, layout, (rows, columns), cache)
 
     table = self.param("head_modulation", zeros, (2, self.dim)).astype(stat)
     shift, scale = ((temb + table[i][None, None])[:, :, None] for i in range(2))
@@ -125,7 +129,7 @@ class VideoDiT(nn.Module):
       time = t.astype(stat).reshape(t.shape + (1,) * (5 - t.ndim))
       y = (x.astype(stat) - y) / jnp.maximum(time, self.t_min)
     features = tuple(a.reshape(b, f, rows, columns, -1) for a in features)
-    return Out(v=y, cache=None, features=features)
+    return Out(v=y, cache=keys, features=features)
 
   def _time_embedding(self, t, s, actions, shape, stat):
     """[B, F', dim] with per-frame times or actions, else [B, 1, dim]."""
@@ -144,35 +148,34 @@ class VideoDiT(nn.Module):
       temb = temb + embed(actions.astype(stat), frames)
     return temb
 
-  def _text(self, cond, batch):
+  def _text(self, cond, batch, cache):
     """Embedded text [B, L, dim] and its mask; no text stands for one token that is masked out."""
     if self.text_dim is None:
       return None, None
+    if cache is not None and cache.text is not None:
+      return None, cache.text_mask
     text, mask = cond.text, cond.text_mask
     if text is None:
       text, mask = jnp.zeros((batch, 1, self.text_dim), self.dtype), jnp.zeros((batch, 1), bool)
     gelu = partial(nn.gelu, approximate=True)
     return MLP(self.dim, self.dtype, gelu, name="text_embed")(text.astype(self.dtype)), mask
 
-  def _blocks(self, h, mod, text, text_mask, layout, grid):
-    """Runs all blocks; returns tokens and the features asked for."""
-    rows, columns = grid
+  def _blocks(self, h, mod, text, text_mask, layout, grid, cache):
+    """Runs all blocks; returns tokens, the features asked for, and keys if there is a cache."""
     info = layout.info
     if self.patch[0] > 1:
       first = lambda a: a[..., :: self.patch[0]]
       info = token_info(
         first(info.frame) // self.patch[0], first(info.chunk), first(info.role), first(info.valid)
       )
-    rope = rope_table(info.frame, rows, columns, self.dim // self.heads)
     attend = partial(
       self_attention,
-      rope=rope,
-      info=info.tokens(rows * columns),
-      mask=layout.mask,
+      sets=self._key_sets(layout, info, grid, cache),
+      info=info,
       implementation=self.attention,
     )
     attend_text = None
-    if text is not None:
+    if self.text_dim is not None:
       attend_text = partial(cross_attention, valid=text_mask, implementation=self.attention)
     fields = {
       "heads": self.heads,
@@ -180,7 +183,9 @@ class VideoDiT(nn.Module):
       "dtype": self.dtype,
       "attend": attend,
       "attend_text": attend_text,
+      "load": None if cache is None else cache.load,
     }
+    past = (None, None) if cache is None else (cache.layers, cache.text)
     block = Block
     if self.remat is not None:
       policy = getattr(jax.checkpoint_policies, self.remat)
@@ -190,15 +195,39 @@ class VideoDiT(nn.Module):
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=nn.broadcast,
+        in_axes=(nn.broadcast, nn.broadcast, 0, 0),
         length=self.depth,
       )
-      h, kept = stacked(**fields, keep=bool(self.features), name="blocks")(h, mod, text)
-      return h, [kept[i] for i in self.features]
-    kept = {}
-    for i in range(self.depth):
-      h, kept[i] = block(**fields, keep=i in self.features, name=f"blocks_{i}")(h, mod, text)
-    return h, [kept[i] for i in self.features]
+      stacked = stacked(**fields, keep=bool(self.features), name="blocks")
+      h, (kept, keys) = stacked(h, mod, text, *past)
+    else:
+      kept, keys = [], []
+      for i in range(self.depth):
+        layer = jax.tree.map(lambda a, i=i: a[i], past)
+        run = block(**fields, keep=i in self.features, name=f"blocks_{i}")
+        h, (feature, made) = run(h, mod, text, *layer)
+        kept.append(feature)
+        keys.append(made)
+      keys = jax.tree.map(lambda *a: jnp.stack(a), *keys)
+    return h, [kept[i] for i in self.features], None if cache is None else Keys(*keys)
+
+  def _key_sets(self, layout, info, grid, cache):
+    """What the frames of `info` attend to, with tables for RoPE: see `self_attention`."""
+    keys, far = info, far_frames(layout.positions, info)
+    if cache is not None and cache.layers is not None:
+      own, past = info.frame.shape[-1], cache.info.frame.shape
+      batched = lambda a: jnp.broadcast_to(a, (past[0], own))
+      keys = concat_info(cache.info, TokenInfo(*map(batched, info)))
+      far = np.concatenate([np.arange(cache.far), past[1] + np.arange(own)])
+    if callable(self.attention):  # sharded: every device reads the same number of keys
+      far = None
+    sets = key_sets(layout.positions, info, keys, layout.mask, far)
+    table = lambda position: rope_table(position, *grid, self.dim // self.heads)
+    ropes = []
+    for one in sets:
+      q = table(one.q_position)
+      ropes.append((q, q if one.k_position is one.q_position else table(one.k_position)))
+    return list(zip(sets, ropes, strict=True))
 
 
 def stack_blocks(params: dict, depth: int) -> dict:

@@ -6,6 +6,7 @@ import numpy as np
 
 from vidstep.masks import CLEAN, NOISY, Rule, TokenInfo, token_info
 from vidstep.models.cond import Cond
+from vidstep.models.positions import Positions
 
 
 @flax.struct.dataclass
@@ -16,11 +17,13 @@ class Layout:
     info: attributes of every latent frame (frame number, chunk, role, valid), [F] or [B, F].
     mask: a rule of `vidstep.masks`, or None for full attention.
     shards: devices that the sequence is dealt to, each its clean frames, then its noisy ones.
+    positions: which RoPE positions frames have.
   """
 
   info: TokenInfo
   mask: Rule | None = flax.struct.field(pytree_node=False, default=None)
   shards: int = flax.struct.field(pytree_node=False, default=1)
+  positions: Positions = flax.struct.field(pytree_node=False, default=Positions())
 
 
 def plain(frames: int, *, chunks=None, mask=None) -> Layout:

@@ -8,6 +8,9 @@ import numpy as np
 from vidstep.masks import CausalChunks, Rule, TeacherForcing, chunk_index
 from vidstep.models.cond import Cond
 from vidstep.models.layout import pack, pack_time, plain, teacher_forcing, unpack
+from vidstep.models.positions import Positions
+
+ABSOLUTE = Positions()
 
 
 def velocity_fn(
@@ -16,6 +19,7 @@ def velocity_fn(
   chunk: int | tuple[int, int] | None = None,
   mask: Rule | None = None,
   shards: int = 1,
+  positions: Positions = ABSOLUTE,
 ) -> Callable:
   """Turns a network into the currency of this library: a velocity of x, v = eps - x0.
 
@@ -41,6 +45,8 @@ def velocity_fn(
     shards: devices that share a teacher-forced sequence (see `layout.teacher_forcing`): each holds
       clean and noisy copies of its own frames. It changes the order of tokens, not what comes out;
       the network is to have a sharded `attention` (`vidstep.parallel.attention`).
+    positions: which RoPE positions frames have; those of the cache that the network will run with
+      (`CachePolicy.rope`), so that it is trained on what it will see.
 
   Returns:
     velocity(params, x, t, cond=Cond(), *, s=None) -> v, in the shape of x.
@@ -49,7 +55,7 @@ def velocity_fn(
     ValueError: when called, if a chunk does not begin where a patch of several frames does.
   """
 
-  run = apply_fn(model, chunk=chunk, mask=mask, shards=shards)
+  run = apply_fn(model, chunk=chunk, mask=mask, shards=shards, positions=positions)
 
   def velocity(params, x, t, cond: Cond | None = None, *, s=None):
     out, layout = run(params, x, t, cond, s=s)
@@ -58,7 +64,7 @@ def velocity_fn(
   return velocity
 
 
-def apply_fn(model: nn.Module, *, chunk=None, mask=None, shards=1) -> Callable:
+def apply_fn(model: nn.Module, *, chunk=None, mask=None, shards=1, positions=ABSOLUTE) -> Callable:
   """The network with its clean frames packed: run(params, x, t, cond, *, s=None) -> Out, layout.
 
   Arguments are those of `velocity_fn`.
@@ -81,6 +87,7 @@ def apply_fn(model: nn.Module, *, chunk=None, mask=None, shards=1) -> Callable:
       x, t, cond, layout = pack(x, t, cond, clean=cond.context, chunks=chunks, mask=rule)
     else:
       layout = plain(x.shape[1], chunks=chunks, mask=rule)
+    layout = layout.replace(positions=positions)
     s = None if s is None else pack_time(s, layout)
     return model.apply({"params": params}, x, t, s=s, cond=cond, layout=layout), layout
 
