@@ -56,7 +56,7 @@ $(VENV)/.demo: $(VENV)/.base
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(PIP) -e ".[doom,metrics,text,dev]"
+	$(PIP) -e ".[doom,metrics,text,play,dev]"
 	$(TEXT_WEIGHTS)
 	@touch $@
 
