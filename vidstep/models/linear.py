@@ -14,21 +14,24 @@ class Linear(nn.Module):
     features: width of y.
     dtype: compute dtype.
     init: initializer of W; b starts at zero.
+    bias: whether there is b.
   """
 
   features: int
   dtype: jnp.dtype
   init: Callable = nn.initializers.xavier_uniform()
+  bias: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., C] -> [..., features]."""
     kernel = self.param("kernel", self.init, (x.shape[-1], self.features)).astype(self.dtype)
-    bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
     x = x.astype(self.dtype)
     # XLA for CPU computes the gradient of W from transposed copies unless x is a matrix, which
     # makes a training step 2x slower. Elsewhere the axes stay apart: they may be sharded.
     flat = x.reshape(-1, x.shape[-1]) if jax.default_backend() == "cpu" else x
     y = jax.lax.dot_general(flat, kernel, (((flat.ndim - 1,), (0,)), ((), ())))
-    y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+    if self.bias:
+      bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+      y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
     return y.reshape(*x.shape[:-1], self.features)
