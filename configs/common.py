@@ -176,3 +176,55 @@ def pipeline() -> ConfigDict:
   config = ConfigDict()
   config.stages = ()  # dicts: name, title, minutes (on two cores), run (words after `python -m`)
   return config
+
+
+def world() -> ConfigDict:
+  """What experiments.world reads."""
+  config = ConfigDict()
+  config.runs = "runs/world"  # folder of the stages: {runs} in `networks`
+  config.pipeline = "configs/doom/causal_rcm.py"  # makes those stages; named where one is missing
+  config.networks = ConfigDict()  # name -> "{runs}/stage:role:ema"
+  # Dicts: name, network, and solver / steps / shift / guidance / times (None: the run's own);
+  # context: "clean", or "last_step" for noisy context; late: frames by which actions come too late;
+  # i3d: whether FVD and KVD are measured, of the baselines too if of any row.
+  config.rows = ()
+  config.baselines = ("codec", "repeat last frame")
+  config.clips = 16  # rollouts, each from the context of a held-out episode
+  config.frames = (16, 32)  # lengths at which distributions are compared
+  config.next_clips = 48  # clips of the training length, for the next frames
+  config.long = 80  # frames of a long rollout
+  config.long_clips = 8  # so many of the rollouts
+  config.batch = 8  # clips generated at a time
+  config.seed = 0  # of the noise, the reader of actions and the resampling
+  config.resamples = 200  # of the bootstrap
+  config.i3d_frames = (16,)  # lengths at which FVD and KVD are measured: slow on a CPU
+  config.latency_runs = 10
+  config.window = placeholder(int)  # frames that a cache keeps; None: as many as in training
+  config.reader_steps = 500  # updates of the inverse-dynamics model
+  config.reader_clips = 800  # train clips that it learns from, at most
+  config.hold = ConfigDict()  # counterfactuals: what is held, by name of the button
+  config.hold.left = "TURN_LEFT"
+  config.hold.right = "TURN_RIGHT"
+  config.hold.forward = "MOVE_FORWARD"
+  config.hold_frames = 6  # frames for which they are held
+  config.picture = ()  # row names, drawn under the real frames; the last one's counterfactuals too
+  config.shown = 2  # clips in the picture
+  return config
+
+
+def stream() -> ConfigDict:
+  """What experiments.stream reads of an architecture with random weights."""
+  config = ConfigDict()
+  config.model = model()  # channels follow from the codec
+  config.model.action_dim = 0
+  config.size = (32, 32)  # height and width of a frame in pixels
+  config.codec_patch = 4  # side of a patch of the linear codec, in pixels
+  config.codec_channels = 24
+  config.context = 2  # clean frames that a stream begins with
+  config.chunk = 1  # frames made together
+  config.window = 16  # frames of the past that are kept
+  config.sink = 0
+  config.cache_dtype = "float32"
+  config.frame_rate = 35.0
+  config.history = 8  # snapshots of the cache that a session keeps for rewinding
+  return config
