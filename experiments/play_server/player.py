@@ -128,18 +128,22 @@ class Player:
       if value is not None and value > most:
         raise ValueError(f"{name} can be {most} at most in this world, not {value}.")
     new = {"steps": steps, "window": window, "seed": seed}
+    if steps is not None:
+      new["times"] = self._world.times(steps)
     for _, follower in self._steered():
       await asyncio.to_thread(follower.session.set, **new)
 
   async def _on_reset(self, seed=None, scenario=None):
-    settings = self._settings()
+    settings, before = self._settings(), self._scenario
     if scenario is not None:
       self._scenario = self._world.scenario(scenario)
       settings["text"] = self._scenario.text
     if seed is not None:
       settings["seed"] = seed
     await self._replace(self._start, settings)
-    if self._game:
+    if self._game and self._scenario == before:
+      await asyncio.to_thread(self._game.restart, settings["seed"])
+    elif self._game:
       self._start_game()
 
   async def _on_prompt(self, text):
@@ -219,7 +223,9 @@ class Player:
     begin = await asyncio.to_thread(self._world.begin, self._scenario.name, settings["seed"])
     text = settings["text"] if self._world.reads_text else ""
     session = await asyncio.to_thread(
-      self._runner.engine.open, **(settings | {"text": text}), **begin
+      self._runner.engine.open,
+      **(settings | {"text": text, "times": self._world.times(settings["steps"])}),
+      **begin,
     )
     self._add("a", session)
 
@@ -242,7 +248,7 @@ class Player:
     follower = Follower(session, lambda *news: self._publish(follower, *news))
     self._worlds[name] = follower
     self._recent[name].clear()
-    follower.act(self._world.action(self._down), self._number)
+    self._hold(follower, self._down)
     self._runner.follow(follower)
 
   async def _end(self, name):
@@ -273,9 +279,12 @@ class Player:
       return
     steered = dict(self._steered())
     for name, follower in self._worlds.items():
-      down = self._down if name in steered else []
       if not follower.session.closed:
-        follower.act(self._world.action(down), self._number)
+        self._hold(follower, self._down if name in steered else [])
+
+  def _hold(self, follower, down):
+    if self._world.controls:
+      follower.act(self._world.action(down), self._number)
 
   # ----------------------------------------------------------------------------------------------
   # Pictures

@@ -39,6 +39,7 @@ class World:
     window: (default, most) latent frames of the past that are read.
     make_engine: (say) -> engine, slow; `say(sentence)` tells what it is doing.
     begin: (scenario name, seed) -> further arguments of `engine.open`, such as `context`.
+    times: (steps) -> the falling times of that many denoising steps, from 1, without the final 0.
     make_game: (scenario name) -> the true game, a `vidstep.data.worlds.World`; None: there is none.
     about: what the page shows about the network, name -> text.
   """
@@ -54,6 +55,9 @@ class World:
   window: tuple[int, int]
   make_engine: Callable[[Callable[[str], None]], Any]
   begin: Callable[[str, int], dict] = lambda scenario, seed: {}
+  times: Callable[[int], tuple[float, ...]] = lambda steps: tuple(
+    1 - i / steps for i in range(steps)
+  )
   make_game: Callable[[str], Any] | None = None
   about: dict[str, str] = dataclasses.field(default_factory=dict)
 
