@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from experiments.flags import check_keys, unknown_key
 from vidstep import losses, paths, samplers
+from vidstep.causal.packed import PackedNetwork
 from vidstep.causal.rollout import rollout, self_rollout
 from vidstep.data.loader import Loader
 from vidstep.losses.flow_matching import bell
@@ -104,8 +105,9 @@ def build(config):
     chunks[name] = chunk_of(config, name, of=reference)
   velocities |= {name: velocity_fn(model, chunk=chunks[name]) for name, model in models.items()}
   velocities["velocity"] = velocities[objective.roles[0]]
-  if chunks[objective.roles[0]] is not None:
-    velocities["rollout"] = self_rollout(velocities["velocity"], chunk=chunks[objective.roles[0]])
+  chunk = chunks[objective.roles[0]]
+  if chunk is not None:
+    velocities["rollout"] = self_rollout(PackedNetwork(velocities["velocity"], chunk), chunk=chunk)
   fresh = {role: functools.partial(init_params, models[role], example=example) for role in networks}
   if "critic" in objective.roles:
     host, features = _features(config, models, chunks)
@@ -458,14 +460,14 @@ def make_draw(velocity, times, *, solver, guidance, chunk):
   """
 
   def draw(params, batch, key):
-    given = lambda cond: lambda x, t, **s: velocity(params, x, t, cond, **s)
-    guided = lambda cond: samplers.guided(given(cond), given(null_cond(cond)), guidance)
     noise_key, key = jax.random.split(key)
     noise = jax.random.normal(noise_key, batch.x0.shape)
-    solve = lambda field, x: samplers.sample(field, x, times, solver=solver, key=key)
-    if chunk is None:
-      return solve(guided(batch.cond), noise)
-    at = lambda x, t, cond, **s: guided(cond)(x, t, **s)
-    return rollout(at, solve, noise, batch.cond, chunk=chunk)
+    if chunk is not None:
+      network = PackedNetwork(velocity, chunk)
+      how = {"times": times[:-1], "solver": solver, "guidance": guidance}
+      return rollout(network, params, noise, batch.cond, key, chunk=chunk, **how)[0]
+    given = lambda cond: lambda x, t, **s: velocity(params, x, t, cond, **s)
+    field = samplers.guided(given(batch.cond), given(null_cond(batch.cond)), guidance)
+    return samplers.sample(field, noise, times, solver=solver, key=key)
 
   return draw

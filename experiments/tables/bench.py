@@ -10,6 +10,7 @@ from experiments import setup
 from experiments.tables import networks, videos
 from experiments.tables.fit import fit
 from vidstep import losses, samplers
+from vidstep.causal.packed import PackedNetwork
 from vidstep.causal.rollout import rollout, self_rollout
 from vidstep.losses import Batch
 from vidstep.models.cond import Cond
@@ -123,8 +124,7 @@ def _sampler(model, sampler, steps, exact):
       return samplers.sample(at, noise, even)
     if sampler == "consistency":
       return samplers.sample(at, noise, few, solver="consistency", key=key)
-    denoise = lambda field, x: samplers.sample(field, x, few, solver="consistency", key=key)
-    return rollout(lambda *args: field(params, *args), denoise, noise, Cond(), chunk=1)
+    return rollout(PackedNetwork(field, 1), params, noise, Cond(), key, chunk=1, times=few[:-1])[0]
 
   return jax.jit(draw)
 
@@ -206,7 +206,7 @@ def make_objective(recipe):
       "stage_one": velocity,
       "teacher": teachers[recipe["teacher"]],
       "fake": clip,
-      "rollout": self_rollout(velocity, chunk=1),
+      "rollout": self_rollout(PackedNetwork(velocity, 1), chunk=1),
       "fake_features": features,
       "teacher_features": features,
       "critic": networks.critic,

@@ -1,8 +1,11 @@
-"""A rollout is a plain loop over chunks, to rounding; its causality is exact."""
+"""A rollout is a plain loop over chunks, to rounding; gradients reach as far as they are told."""
 
+import dataclasses
+import functools
 import importlib
 import itertools
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +13,10 @@ import pytest
 from mutation import assert_caught, mutant
 
 from vidstep import samplers
-from vidstep.losses import Batch
+from vidstep.causal.packed import PackedNetwork
 from vidstep.masks import CausalChunks
 from vidstep.models import Cond, VideoDiT, velocity_fn
+from vidstep.models.cond import null_cond
 from vidstep.models.layout import plain
 
 SOURCE = importlib.import_module("vidstep.causal.rollout")
@@ -20,8 +24,9 @@ SEEN, FRAMES, CHUNK = 2, 4, (1, 2)
 CHUNKS = np.int32([0, 0, 1, 2, 2, 3])  # of all frames: context, one frame, two, the rest
 OF = CHUNKS[SEEN:] - 1
 TIMES, FIRST = (1.0, 0.6), (1.0, 0.8, 0.4)
+ALL = (1.0, 0.8, 0.6, 0.4)
 KEY = jax.random.key(5)
-noise = lambda s, shape: jax.random.normal(jax.random.fold_in(KEY, s), shape)
+B, D = 2, 3
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,138 +38,360 @@ def compiled_in_a_hurry():
 
 
 # ------------------------------------------------------------------------------------------------
-# A linear student against NumPy
+# A linear student with keys, against NumPy
 # ------------------------------------------------------------------------------------------------
 
-ALL = (1.0, 0.8, 0.6, 0.4)
-OWN, PAST = np.float32([OF[:, None] == OF[None], OF[:, None] > OF[None]])
+
+@flax.struct.dataclass
+class Keys:
+  keys: jax.Array  # [B, F, D]
+  count: jax.Array
+  chunks: jax.Array
 
 
-def linear(params, x, t, cond):
-  """`f = W(t) x + N(t) clean + P(t) action`, x of the own chunk, clean of earlier ones."""
-  at = (jnp.abs(t[..., None] - jnp.float32(ALL)[None, None]) < 1e-3).astype(jnp.float32)
-  flat = lambda a: a.reshape(*a.shape[:2], -1)
-  f = jnp.einsum("bfk,kfg,bgd->bfd", at, params["W"] * OWN[None], flat(x))
-  f += jnp.einsum("bfk,kfg,bgd->bfd", at, params["N"] * PAST[None], flat(cond.clean))
-  f += jnp.einsum("bfk,kf,bfd->bfd", at, params["P"], cond.actions[:, SEEN:])
-  return (x - f.reshape(x.shape)) / t.reshape(*t.shape, 1, 1, 1)
+@dataclasses.dataclass(frozen=True)
+class Linear:
+  """`f = W_t x + N_t (sum of past keys) + P_t action`, the key of a frame `(1 + t) K x`.
+
+  W mixes the frames of a chunk; t is one of `ALL`. Keys depend on parameters and on the time.
+  """
+
+  calls: list | None = None
+
+  def start(self, params, like, cond):
+    rows = jnp.zeros(like.shape[0], jnp.int32)
+    return Keys(jnp.zeros((*like.shape[:2], D)), rows, rows)
+
+  def read(self, params, x, t, cond, cache, *, s=None):
+    if self.calls is not None:
+      jax.debug.callback(self.calls.append, t[0])
+    which = jnp.argmin(jnp.abs(t[:, None] - jnp.float32(ALL)[None]), 1)
+    past = jnp.arange(cache.keys.shape[1])[None] < cache.count[:, None]
+    total = jnp.sum(jnp.where(past[:, :, None], cache.keys, 0), 1)
+    rows, c = x[:, :, 0, 0], x.shape[1]
+    f = jnp.einsum("bij,bfg,bgj->bfi", params["W"][which], params["mix"][which][:, :c, :c], rows)
+    f += jnp.einsum("bij,bj->bi", params["N"][which], total)[:, None]
+    f += params["P"][which][:, None, None] * cond.actions
+    return ((rows - f) / t[:, None, None])[:, :, None, None]
+
+  def append(self, params, x, cond, cache, *, t=None):
+    if self.calls is not None:
+      jax.debug.callback(self.calls.append, 0.0)
+    t = jnp.zeros(len(x)) if t is None else t
+    new = (1 + t)[:, None, None] * (x[:, :, 0, 0] @ params["K"])
+    put = lambda k, v, i: jax.lax.dynamic_update_slice_in_dim(k, v, i, 0)
+    keys = jax.vmap(put)(cache.keys, new, cache.count)
+    return Keys(keys, cache.count + x.shape[1], cache.chunks + 1)
+
+  def read_append(self, params, x, t, cond, cache, *, s=None):
+    v = self.read(params, x, t, cond, cache)
+    return v, Linear().append(params, x, cond, cache, t=t)
 
 
 def setting():
   rng = np.random.default_rng(0)
   draw = lambda *shape: np.float32(rng.normal(size=shape))
-  params = {"W": draw(4, FRAMES, FRAMES), "N": draw(4, FRAMES, FRAMES), "P": draw(4, FRAMES)}
-  cond = Cond(actions=draw(3, SEEN + FRAMES, 2), clean=draw(3, FRAMES, 1, 1, 2))
-  return params, Batch(draw(3, FRAMES, 1, 1, 2), cond), draw(3, FRAMES, 2)
+  params = {"W": draw(4, D, D) / 2, "mix": draw(4, 2, 2), "N": draw(4, D, D) / 4, "P": draw(4)}
+  params["K"] = draw(D, D) / 2
+  params = jax.tree.map(jnp.asarray, params)
+  shape = lambda n: (B, n, 1, 1, D)
+  cond = Cond(actions=draw(B, SEEN + FRAMES, D), context=draw(*shape(SEEN)))
+  return params, cond, draw(*shape(FRAMES)), draw(*shape(FRAMES))
 
 
-def numpy_loop(params, actions, depth):
-  """Chunk after chunk, step after step, float64; and what the last steps were given."""
-  video, last = np.zeros((3, FRAMES, 2)), np.zeros((3, FRAMES, 2))
-  when = np.zeros(FRAMES, int)
+@functools.cache
+def fresh(chunk, step, frames):
+  """The noise that a solver adds, as the docstring of samplers.sample has it."""
+  with jax.ensure_compile_time_eval():
+    key = jax.random.fold_in(jax.random.fold_in(KEY, chunk), step)
+    return np.asarray(jax.random.normal(key, (B, frames, 1, 1, D)), np.float64)[:, :, 0, 0]
+
+
+def loop(xp, params, cond, start, depth, context, cut=lambda chunk, keys: keys, last=lambda f: f):
+  """Chunk after chunk, step after step; xp is NumPy in float64, or JAX to be differentiated."""
+  part = lambda a: a[:, :, 0, 0] if a.ndim == 5 else a
+  keys = part(cond.context) @ params["K"]
+  video = []
   for i in range(OF[-1] + 1):
-    times = (FIRST if i == 0 else TIMES)[:depth]
+    own = FIRST if i == 0 else TIMES
     now = np.flatnonzero(i == OF)
-    for s, t in enumerate(times):
-      k = ALL.index(t)
-      x = np.asarray(noise(s, (3, FRAMES, 1, 1, 2)), np.float64)[:, now, 0, 0]
-      x = x if s == 0 else (1 - t) * f + t * x  # noqa: F821
-      f = np.einsum("fg,bgd->bfd", params["W"][k][np.ix_(now, now)], x)
-      f += np.einsum("fg,bgd->bfd", params["N"][k][now][:, : now[0]], video[:, : now[0]])
-      f += params["P"][k][now][None, :, None] * actions[:, SEEN + now]
-    video[:, now], last[:, now], when[now] = f, x, k
-  return video, last, when
+    keys = cut(i, keys)
+    x = f = None
+    for s, t in enumerate(own[:depth]):
+      k, c = ALL.index(t), len(now)
+      x = part(start)[:, now] if s == 0 else (1 - t) * f + t * fresh(i, s - 1, c)
+      end = s + 1 == min(depth, len(own))
+      p = params if end else last(params)
+      x = last(x) if end else x
+      f = xp.einsum("ij,fg,bgj->bfi", p["W"][k], p["mix"][k][:c, :c], x)
+      f = f + (keys.sum(1) @ p["N"][k].T)[:, None] + p["P"][k] * cond.actions[:, SEEN + now]
+    noisy, when = f, 0.0
+    if context == "last_step":
+      when = own[-1]  # where fewer steps were made, noised again
+      noisy = x if t == when else (1 - when) * f + when * fresh(i, 1 << 16, c)
+    video.append(f)
+    keys = xp.concatenate([keys, (1 + when) * (noisy @ params["K"])], 1)
+  return xp.concatenate(video, 1)
 
 
-def check_values(source, depth):
-  """The video, and the gradient of the last step of every chunk with its past held fixed."""
-  params, batch, weights = setting()
-  generate = source.self_rollout(linear, chunk=CHUNK)
+@functools.cache
+def compiled(source, context, gradient):
+  """(params, depth) -> video and the gradient of a scalar of it; depth is traced."""
+  _, cond, start, weights = setting()
 
+  def scalar(params, depth):
+    how = {"chunk": CHUNK, "times": TIMES, "first_times": FIRST, "depth": depth}
+    how |= {"context": context, "gradient": gradient}
+    video, _ = source.rollout(Linear(), params, start, cond, KEY, **how)
+    return jnp.sum(video * weights), video[:, :, 0, 0]
+
+  return jax.jit(jax.grad(scalar, has_aux=True))
+
+
+def check_values(source, context, depths=(1, 2, 3)):
+  params, cond, start, _ = setting()
+  double = jax.tree.map(np.float64, params)
+  for depth in depths:
+    got = compiled(source, context, "last_step")(params, jnp.int32(depth))[1]
+    want = loop(np, double, cond, np.float64(start), depth, context)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def check_gradient(source, context, gradient, depths=(1, 3), reach=None):
+  """Against jax.grad of the plain loop, with its past held fixed as far as it should be."""
+  reach = gradient if reach is None else reach
+  params = setting()[0]
+  for depth in depths:
+    got, _ = compiled(source, context, gradient)(params, jnp.int32(depth))
+    for name, want in plain_gradient(context, reach, depth).items():
+      np.testing.assert_allclose(got[name], want, rtol=2e-3, atol=2e-3, err_msg=name)
+
+
+@functools.cache
+def plain_gradient(context, reach, depth):
+  params, cond, start, weights = setting()
+  stop = jax.lax.stop_gradient
+  cut = {
+    "last_step": lambda i, keys: stop(keys),
+    "all": lambda i, keys: keys,
+    2: lambda i, keys: stop(keys) if i % 2 == 0 else keys,
+  }
+  last = stop if reach == "last_step" else (lambda a: a)
+
+  @jax.jit
   def scalar(params):
-    x0 = generate(params, batch, KEY, times=TIMES, first_times=FIRST, depth=jnp.int32(depth))
-    return jnp.sum(x0 * weights[:, :, None, None]), x0
+    video = loop(jnp, params, cond, start, depth, context, cut[reach], last)
+    return jnp.sum(video * weights[:, :, 0, 0])
 
-  grads, got = jax.jit(jax.grad(scalar, has_aux=True))(params)
-  video, last, when = numpy_loop(params, batch.cond.actions, depth)
-  np.testing.assert_allclose(np.asarray(got)[:, :, 0, 0], video, rtol=1e-4, atol=1e-5)
-
-  want = {name: np.zeros_like(p, np.float64) for name, p in params.items()}
-  for f in range(FRAMES):
-    at = want["W"][when[f]], want["N"][when[f]], want["P"][when[f]]
-    at[0][f] = OWN[f] * np.einsum("bd,bgd->g", weights[:, f], last)
-    at[1][f] = PAST[f] * np.einsum("bd,bgd->g", weights[:, f], video)
-    at[2][f] = np.sum(weights[:, f] * batch.cond.actions[:, SEEN + f])
-  for name in want:
-    np.testing.assert_allclose(grads[name], want[name], rtol=1e-4, atol=1e-4)
+  return jax.grad(scalar)(params)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_it_is_a_plain_loop_and_trains_each_last_step_alone(depth):
-  check_values(SOURCE, depth)
+@pytest.mark.parametrize("context", ["clean", "last_step"])
+def test_it_is_a_plain_loop(context):
+  check_values(SOURCE, context)
+
+
+@pytest.mark.parametrize("gradient", ["last_step", 2, "all"])
+def test_gradients_reach_as_far_as_they_are_told(gradient):
+  check_gradient(SOURCE, "clean", gradient)
+
+
+def test_the_reaches_differ():
+  for gradient, reach in (("last_step", 2), (2, "all"), ("all", 2)):
+    assert_caught(check_gradient, SOURCE, "clean", gradient, (2,), reach)
+
+
+def test_gradients_of_noisy_context():
+  check_gradient(SOURCE, "last_step", "last_step", (2,))
+  check_gradient(SOURCE, "last_step", "all", (2,))
 
 
 @pytest.mark.parametrize(
-  ("old", "new"),
+  ("old", "new", "context"),
   [
-    ("[first_times or times]", "[times]"),
-    ("chunk_index(batch.x0.shape[1], chunk)", "chunk_index(batch.x0.shape[1], (1, 3))"),
-    ("interpolate(f, eps, grid[i, s])", "interpolate(f, eps, grid[i, 0])"),
-    ("interpolate(f, eps, grid[i, s])", "interpolate(empty, eps, grid[i, s])"),
-    ("fold_in(key, s)", "fold_in(key, 0)"),
-    ("steps[:, None] - 1", "0 * steps[:, None]"),
-    ("grid[i, s], clean)", "grid[i, s], batch.cond.clean)"),  # the data instead of its own past
-    ("last[None], clean)", "last[None], 0 * clean)"),
-    ("_put(noisy, x, index == i)", "_put(noisy, x, index >= 0)"),
+    ("_noise(_fold(key, i), x), below)", "_noise(_fold(key, i), x), t)", "clean"),
+    ("_fold(key, inputs.number)", "_fold(key, 0)", "clean"),
+    ("lists = [first_times, *", "lists = [times, *", "clean"),
+    ("more = jnp.asarray(i + 1 < steps)", "more = jnp.asarray(i < steps)", "clean"),
+    ("a.shape[1] - frames :]", ": frames]", "clean"),
+    ("if n == 0:", "if True:", "clean"),
+    ("x, _ = walk(steps - 1)", "_, x = walk(steps - 1)", "last_step"),
+    ("append(params, noisy, cond, cache, t=until)", "append(params, x, cond, cache)", "last_step"),
+    ("jnp.all(t == until)", "jnp.all(t > 0)", "last_step"),
   ],
 )
-def test_another_rollout_fails_the_proof(old, new):
-  assert_caught(check_values, mutant(SOURCE, old, new), 3)
+def test_another_rollout_fails_the_proof(old, new, context):
+  assert_caught(check_values, mutant(SOURCE, old, new), context, (2,))
 
 
-def test_gradients_through_the_past_would_be_others():
-  """The same loop in JAX: equal with its past detached, and not equal without."""
-  params, batch, weights = setting()
-
-  def loop(params, detach):
-    video = jnp.zeros((3, FRAMES, 1, 1, 2))
-    x = noise(0, video.shape)
-    for i in range(OF[-1] + 1):
-      cond = batch.cond.replace(clean=detach(video))
-      f = x - linear(params, x, jnp.ones((3, FRAMES)), cond)
-      video = jnp.where((i == OF)[None, :, None, None, None], f, video)
-    return jnp.sum(video * weights[:, :, None, None])
-
-  def rolled(params):
-    generate = SOURCE.self_rollout(linear, chunk=CHUNK)
-    x0 = generate(params, batch, KEY, times=(1.0,), first_times=(), depth=1)
-    return jnp.sum(x0 * weights[:, :, None, None])
-
-  got = jax.grad(rolled)(params)
-  gap = lambda detach: max(
-    float(jnp.abs(a - b).max())
-    for a, b in zip(*map(jax.tree.leaves, (got, jax.grad(loop)(params, detach))), strict=True)
-  )
-  assert gap(jax.lax.stop_gradient) < 1e-4 < 0.1 < gap(lambda video: video)
+@pytest.mark.parametrize(
+  ("old", "new", "gradient"),
+  [
+    ("base.count + inputs.start", "cache.count", "last_step"),
+    ("inputs.number % gradient == 0", "inputs.number == 0", 2),
+    ('gradient != "all"', "not isinstance(gradient, int)", 2),
+  ],
+)
+def test_another_reach_fails_the_proof(old, new, gradient):
+  assert_caught(check_gradient, mutant(SOURCE, old, new), "clean", gradient, (2,))
 
 
-def test_only_the_forwards_that_are_needed_are_executed():
+# ------------------------------------------------------------------------------------------------
+# One chunk, sessions of a batch
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("context", ["clean", "last_step"])
+def test_each_row_has_its_own_times_steps_and_noise(context):
+  """A batch of sessions makes what each makes alone."""
+  params, cond, start, _ = setting()
+  cache = SOURCE.begin(Linear(), params, start, cond)
+  times = jnp.float32([[1.0, 0.8, 0.4], [1.0, 0.6, 0.6]])
+  steps, keys = jnp.int32([3, 2]), jax.random.split(KEY, 2)
+  now = Cond(actions=cond.actions[:, SEEN : SEEN + 2])
+
+  @jax.jit
+  def together(times, steps, keys):
+    how = {"times": times, "steps": steps, "context": context}
+    return SOURCE.next_chunk(Linear(), params, start[:, :2], now, cache, keys, **how)
+
+  x0, after = together(times, steps, keys)
+  for row, n in enumerate(steps.tolist()):
+    one = lambda tree, row=row: jax.tree.map(lambda a: a[row : row + 1], tree)
+    how = {"times": times[row].tolist()[:n], "context": context}
+    alone = SOURCE.next_chunk(
+      Linear(), params, one(start[:, :2]), one(now), one(cache), keys[row : row + 1], **how
+    )
+    for got, want in zip(*map(jax.tree.leaves, (one((x0, after)), alone)), strict=True):
+      np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("context", ["clean", "last_step"])
+def test_only_the_forwards_that_are_needed_are_executed(context):
+  params, cond, start, _ = setting()
   calls = []
 
-  def counted(params, x, t, cond):
-    jax.debug.callback(lambda t: calls.append(float(t)), t[0, -1])
-    return params * x
+  @functools.partial(jax.jit, static_argnums=1)
+  def run(depth, gradient=None):
+    how = {"times": TIMES, "first_times": FIRST, "gradient": gradient, "context": context}
+    return SOURCE.rollout(Linear(calls), params, start, cond, KEY, chunk=CHUNK, depth=depth, **how)
 
-  generate = SOURCE.self_rollout(counted, chunk=CHUNK)
-  _, batch, _ = setting()
-  run = jax.jit(
-    lambda n: generate(jnp.float32(1), batch, KEY, times=TIMES, first_times=FIRST, depth=n)
-  )
-  for depth, steps in ((1, 1 + 1 + 1), (2, 2 + 2 + 2), (3, 3 + 2 + 2)):
+  for depth, own in ((1, (1, 1, 1)), (2, (2, 2, 2)), (3, (3, 2, 2))):
+    lists = [TIMES[:1] * n for n in own]
+    again = sum(n < full for n, full in zip(own, (3, 2, 2), strict=True))  # noised to the context
+    want = SOURCE.forwards(lists, context=context, context_frames=SEEN)
+    want += again if context == "last_step" else 0
     calls.clear()
     jax.block_until_ready(run(depth))
     jax.effects_barrier()
-    assert len(calls) == steps + 1
+    assert len(calls) == want
+
+
+def test_a_rollout_goes_on_behind_its_cache():
+  params, cond, start, _ = setting()
+  how = {"chunk": 1, "times": (1.0,)}
+  whole, _ = SOURCE.rollout(Linear(), params, start, cond, KEY, **how)
+  cache = SOURCE.begin(Linear(), params, start, cond)
+  for cut in (slice(0, 3), slice(3, 4)):
+    part = Cond(actions=cond.actions[:, SEEN:][:, cut])
+    x0, cache = SOURCE.rollout(Linear(), params, start[:, cut], part, KEY, cache=cache, **how)
+    np.testing.assert_allclose(x0, whole[:, cut], rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------
+# Solvers and guidance
+# ------------------------------------------------------------------------------------------------
+
+
+def forced(params, x, t, cond, *, s=None):
+  """A teacher-forced toy: later frames lean on the clean ones before them; s is felt."""
+  past = jnp.pad(cond.clean[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
+  wide = lambda t: t[:, :, None, None, None]
+  v = params * x * (1 + wide(t)) - 0.5 * past + cond.actions[:, :, None, None]
+  return v if s is None else v * (1 + wide(t - s))
+
+
+@pytest.mark.parametrize("solver", samplers.SOLVERS)
+def test_a_chunk_is_the_sampler_given_its_past(solver):
+  """Chunk 2 of two: the same call of `samplers.sample` with the first one known."""
+  rng = np.random.default_rng(0)
+  x = np.float32(rng.normal(size=(B, 2, 1, 1, D)))
+  cond = Cond(actions=np.float32(rng.normal(size=(B, 2, D))))
+  times = (1.0, 0.8, 0.5)
+  network = PackedNetwork(forced, 1)
+  how = {"chunk": 1, "times": times, "solver": solver}
+  video, _ = jax.jit(
+    lambda x: SOURCE.rollout(network, jnp.float32(0.7), x, cond, KEY, **how)
+  )(x)  # fmt: skip
+  clean = jnp.zeros_like(video)
+  wide = lambda t: jnp.broadcast_to(t[:, None], (B, 2))
+  for i in range(2):
+
+    def field(x, t, i=i, clean=clean, **s):
+      s = {k: wide(v) for k, v in s.items()}
+      known = cond.replace(clean=clean)
+      return forced(jnp.float32(0.7), jnp.tile(x, (1, 2, 1, 1, 1)), wide(t), known, **s)[:, [i]]
+
+    key = jax.random.fold_in(KEY, i)
+    x0 = samplers.sample(field, jnp.asarray(x[:, [i]]), (*times, 0.0), solver=solver, key=key)
+    np.testing.assert_allclose(video[:, [i]], x0, rtol=1e-4, atol=1e-5)
+    clean = clean.at[:, i].set(x0[:, 0])
+
+
+def test_guidance_doubles_the_batch():
+  """As a function that is guided itself; behind the cache each half has rows of its own."""
+  rng = np.random.default_rng(0)
+  x = np.float32(rng.normal(size=(B, 3, 1, 1, D)))
+  cond = Cond(actions=np.float32(rng.normal(size=(B, 3, D))))
+
+  def guided(params, x, t, cond):
+    known, unknown = (forced(params, x, t, c) for c in (cond, null_cond(cond)))
+    return unknown + 2.5 * (known - unknown)
+
+  draw = lambda fn, **how: SOURCE.rollout(
+    PackedNetwork(fn, 1), jnp.float32(0.7), x, cond, KEY, chunk=1, times=TIMES, **how
+  )[0]  # fmt: skip
+  want = draw(guided)
+  np.testing.assert_allclose(draw(forced, guidance=2.5), want, rtol=1e-5, atol=1e-5)
+  assert float(jnp.abs(draw(forced) - want).max()) > 0.1
+  lists = SOURCE.schedule(TIMES, FIRST, 3)
+  assert SOURCE.forwards(lists, guidance=2.5) == 2 * (3 + 2 + 2 + 3)
+  assert SOURCE.forwards(lists, context="last_step") == 3 + 2 + 2
+
+
+@pytest.mark.parametrize(
+  ("times", "first", "want"),
+  [
+    ((1.0, 0.6), (), [(1.0, 0.6)] * 3),
+    ((1.0,), FIRST, [FIRST, (1.0,), (1.0,)]),
+    ((FIRST, (1.0, 0.6), (1.0,)), (), [FIRST, (1.0, 0.6), (1.0,)]),
+    ((FIRST, (1.0,)), (), [FIRST, (1.0,), (1.0,)]),
+  ],
+)
+def test_every_chunk_has_its_list(times, first, want):
+  assert SOURCE.schedule(times, first, 3) == want
+
+
+@pytest.mark.parametrize(
+  ("options", "words"),
+  [
+    ({"times": (1.0, 0.0)}, r"fall within \(0, 1\]"),
+    ({"times": (0.5, 0.8)}, r"fall within \(0, 1\]"),
+    ({"solver": "rk4"}, "Unknown solver 'rk4'"),
+    ({"context": "noisy"}, "context must be one of clean, last_step"),
+    ({"gradient": 0}, "a number of chunks"),
+    ({"gradient": True}, "a number of chunks"),
+    ({"solver": "heun", "gradient": "last_step"}, "no last step of one network call"),
+    ({"solver": "unipc", "context": "last_step"}, "no last step of one network call"),
+    ({"chunk": 2}, r"A chunk of 2 frames: this network's have \[1\]"),
+    ({"context": "last_step"}, "Packed frames are clean"),
+  ],
+)
+def test_impossible_options_are_refused(options, words):
+  x, cond = jnp.zeros((1, 2, 1, 1, D)), Cond(actions=jnp.zeros((1, 2, D)))
+  how = {"chunk": 1, "times": (1.0,)} | options
+  with pytest.raises((ValueError, NotImplementedError), match=words):
+    SOURCE.rollout(PackedNetwork(forced, 1), jnp.float32(1), x, cond, KEY, **how)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -189,29 +416,19 @@ def net():
   return model, jax.tree.unflatten(tree, drawn)
 
 
-def inputs(b=2):
+def inputs(b=13):
   rng = np.random.default_rng(1)
   draw = lambda *shape: np.float32(rng.normal(size=(1, *shape)).repeat(b, 0))
   cond = Cond(actions=draw(SEEN + FRAMES, 2), context=draw(SEEN, 4, 4, 2))
   return draw(FRAMES, 4, 4, 2), cond
 
 
+@functools.cache
 def euler(model):
   """draw(params, noise, cond): three Euler steps a chunk."""
-  velocity = velocity_fn(model, chunk=CHUNK)
-  times = samplers.timesteps(3, shift=2.0)
-
-  @jax.jit
-  def draw(params, x, cond):
-    return SOURCE.rollout(
-      lambda x, t, cond: velocity(params, x, t, cond),
-      lambda field, x: samplers.sample(field, x, times),
-      x,
-      cond,
-      chunk=CHUNK,
-    )
-
-  return draw
+  network = PackedNetwork(velocity_fn(model, chunk=CHUNK), CHUNK)
+  how = {"chunk": CHUNK, "times": samplers.timesteps(3, shift=2.0)[:-1], "solver": "euler"}
+  return jax.jit(lambda params, x, cond: SOURCE.rollout(network, params, x, cond, KEY, **how)[0])
 
 
 def test_a_network_rolls_out_as_it_does_behind_a_growing_sequence(net):
@@ -231,7 +448,7 @@ def test_a_network_rolls_out_as_it_does_behind_a_growing_sequence(net):
     now = x[:, chunk - 1 == OF]
     until = video.shape[1] + now.shape[1]
     for t, below in itertools.pairwise(times):
-      clock = np.zeros((2, until), np.float32)
+      clock = np.zeros((len(x), until), np.float32)
       clock[:, video.shape[1] :] = t
       packed = np.concatenate([video, now], 1)
       v = apply(packed, clock, cond.actions[:, :until], tuple(CHUNKS[:until].tolist()))
@@ -253,33 +470,3 @@ def test_causality_is_exact_and_every_allowed_input_matters(net):
   for (name, f), got in zip(changes, changed, strict=True):
     frame = f + SEEN if name == "x" else f
     np.testing.assert_array_equal(got, CHUNKS[SEEN:] >= CHUNKS[frame], err_msg=f"{name} {f}")
-
-
-def test_self_rollout_of_a_network_is_the_sampler_that_renoises(net):
-  """The packed replay gives what the loop gave, and its gradient reaches every parameter."""
-  model, params = net
-  x, cond = inputs()
-  velocity = velocity_fn(model, chunk=CHUNK)
-  generate = SOURCE.self_rollout(velocity, chunk=CHUNK)
-  batch = Batch(x, cond.replace(clean=1e6 * x))  # data in the condition is not looked at
-
-  @jax.jit
-  def both(params):
-    def scalar(params):
-      x0 = generate(params, batch, KEY, times=TIMES, first_times=(), depth=2)
-      return jnp.mean(x0**2), x0
-
-    def denoise(field, x):
-      f = jnp.zeros_like(x)
-      for s, t in enumerate(TIMES):
-        x = (1 - t) * f + t * noise(s, x.shape)
-        f = x - t * field(x, jnp.full(2, t, jnp.float32))
-      return f
-
-    at = lambda x, t, cond: velocity(params, x, t, cond)
-    rolled = SOURCE.rollout(at, denoise, x, cond, chunk=CHUNK)
-    return jax.grad(scalar, has_aux=True)(params), rolled
-
-  (grads, got), want = both(params)
-  np.testing.assert_allclose(got, want, atol=1e-4)
-  assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads))

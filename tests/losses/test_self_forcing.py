@@ -14,6 +14,7 @@ from test_dmd2 import one_gaussian
 from videos import flat, wasserstein
 
 from vidstep import paths
+from vidstep.causal.packed import PackedNetwork
 from vidstep.causal.rollout import self_rollout
 from vidstep.losses import Batch, self_forcing
 from vidstep.models import Cond
@@ -111,7 +112,7 @@ def whole_clip(params, x, t, cond):
 
 
 def generator(params, batch, key, **options):
-  generate = self_rollout(jumps, chunk=1)
+  generate = self_rollout(PackedNetwork(jumps, 1), chunk=1)
   return generate(params, batch.replace(cond=Cond()), key, **options)
 
 
