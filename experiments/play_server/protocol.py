@@ -80,7 +80,11 @@ def subset(*names: str) -> Field:
 MESSAGES: dict[str, dict[str, Field]] = {
   "keys": {"down": subset(*KEYS), "id": integer(0, MAX_INT)},
   "ack": {"serial": integer(0, 2**32 - 1)},
-  "set": {"steps": integer(1, 1000, False), "window": integer(1, 100_000, False)},
+  "set": {
+    "steps": integer(1, 1000, False),
+    "window": integer(1, 100_000, False),
+    "seed": integer(0, MAX_INT, False),
+  },
   "reset": {"seed": integer(0, MAX_INT, False), "scenario": text(100, False)},
   "prompt": {"text": text(300)},
   "pause": {"on": flag()},
