@@ -41,11 +41,11 @@ class ToyNetwork:
     return cache.replace(text=self._text(cond, cache.count.shape[0]))
 
   def read(self, params, x, t, cond, cache, *, s=None):
-    slots = jnp.arange(self.window)
-    age = (cache.count[:, None] - 1 - slots[None]) % self.window  # 0: the newest
+    slots = jnp.arange(self.window)[None]
+    age = (cache.count[:, None] - 1 - slots) % self.window  # 0: the newest
     used = (age < jnp.minimum(cache.count, cache.window)[:, None]).astype(x.dtype)
-    past = jnp.einsum("bw,bwhyc->bhyc", used / (1.0 + age), cache.frames)
-    told = past[:, None] * params["past"] + 0.3 * x
+    past = jnp.einsum("bw,bwhyc->bhyc", used / (1 + age.astype(x.dtype)), cache.frames)
+    told = past[:, None] * params["past"] + 0.3 * x  # the newest weighs most
     if cond.actions is not None:
       told = told + (cond.actions @ params["action"])[:, :, None, None]
     told = told + cache.text.sum(1).reshape(-1, 1, 1, 1, 1)
@@ -67,7 +67,7 @@ class ToyNetwork:
   def _text(self, cond, batch):
     if cond.text is None:
       return jnp.zeros((batch, 1))
-    return (cond.text * cond.text_mask[..., None]).mean(1)
+    return (cond.text * cond.text_mask[..., None].astype(cond.text.dtype)).mean(1)
 
 
 def toy_params(key, channels=3, action_dim=2):

@@ -5,30 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from vidstep.causal.rollout import next_chunk
 from vidstep.causal.rows import batch_axes, put, take
 from vidstep.models.cond import Cond
-
-try:
-  from vidstep.causal.rollout import next_chunk
-except ImportError:
-
-  def next_chunk(network, params, noise, cond, cache, key, *, times, steps, solver, context):
-    """Until the rollout has it."""
-    del solver, context
-
-    def step(i, carry):
-      x, f = carry
-      t = times[:, i]
-      at = t.reshape(-1, 1, 1, 1, 1)
-      draw = lambda k, a: jax.random.normal(jax.random.fold_in(k, i), a.shape)
-      x = jnp.where(i == 0, x, (1 - at) * f + at * jax.vmap(draw)(key, x))
-      f = jnp.where(
-        (i < steps).reshape(at.shape), x - at * network.read(params, x, t, cond, cache), f
-      )
-      return x, f
-
-    _, x0 = jax.lax.fori_loop(0, steps.max(), step, (noise, noise))
-    return x0, network.append(params, x0, cond, cache)
 
 
 class Programs:

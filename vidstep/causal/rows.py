@@ -13,16 +13,16 @@ def batch_axes(start):
     A tree of axes like the state.
 
   Raises:
-    ValueError: if a leaf has no such axis, so that it would be shared by all sessions.
+    ValueError: if a leaf has not one row for each session.
   """
   one, two = (jax.eval_shape(lambda batch=batch: start(batch)) for batch in (1, 2))
 
   def axis(path, a, b):
     grown = [i for i, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)) if m != n]
-    if len(grown) != 1:
+    if len(grown) != 1 or a.shape[grown[0]] != 1:
       raise ValueError(
-        f"The cache leaf {jax.tree_util.keystr(path)} {a.shape} has no batch axis: sessions of one "
-        "batch need a row of it each."
+        f"The cache leaf {jax.tree_util.keystr(path)} {a.shape} has no row for each session of a "
+        "batch (a guided network has two; stream a student, which needs no guidance)."
       )
     return grown[0]
 

@@ -27,6 +27,7 @@ from vidstep.training.checksum import checksum
 class _Flight:
   """A dispatched tick: pixels that will be there, and whose they are."""
 
+  latents: jax.Array
   frames: jax.Array
   finite: jax.Array
   parts: list  # (session, its row, its epoch, fields of its Chunk, arrival)
@@ -53,8 +54,10 @@ class Engine:
     text: None, or an encoder: [str] -> (tokens [1, L, Dt], mask [1, L]) of one fixed L, such as
       `vidstep.models.text.TextEncoder`.
     solver, context: of `next_chunk`; context="last_step" is the noisy context.
-    overlap: a tick returns the chunk of the tick before, which was computed meanwhile: more frames
-      a second. False: it waits for its own, so that an action is seen sooner where ticks are paced.
+    overlap: a tick returns the chunk of the tick before, which was decoded while the next is made:
+      more frames a second, for ticks one after the other. False: it waits for its own, so that
+      actions are seen a tick sooner, for ticks at a pace that leaves time. May be changed at any
+      time.
     history: snapshots that a session keeps for `rewind`; 0 for none.
     history_every: chunks between them.
     autosave: folder to which every session is written as it goes, or None.
@@ -258,13 +261,19 @@ class Engine:
   def tick(self) -> dict[Session, Chunk]:
     """Dispatches one chunk of every running session, and returns chunks that are ready.
 
-    With `overlap` those of the tick before, else its own. Actions are read last, just before the
-    dispatch. A session whose latents are not finite is closed, with its `error`; the others go on.
+    With `overlap` those of the tick before, else its own. Actions are read as late as can be: just
+    before the dispatch, and that not before the device has made the latents of the chunk in flight,
+    of which only decoding and copying are left. A session whose latents are not finite is closed,
+    with its `error`; the others go on.
     """
+    flight = self._flight
+    if flight is not None:
+      jax.block_until_ready(flight.latents)
     with self._lock:
-      due = fresh = self._dispatch()
       if self.overlap:
-        due, self._flight = self._flight, fresh
+        due, self._flight = self._flight, self._dispatch()
+      else:  # what is still in flight, if overlap was on until now, comes first
+        due, self._flight = self._flight or self._dispatch(), None
     return {} if due is None else self._collect(due)
 
   def _dispatch(self):
@@ -285,7 +294,7 @@ class Engine:
     finite.copy_to_host_async()
     for _, session in running:
       session.index += self.chunk
-    return _Flight(frames, finite, parts, dispatch)
+    return _Flight(latents, frames, finite, parts, dispatch)
 
   def _tell(self, running):
     """What the compiled step is told, fresh arrays each time: the device may read them in place."""
