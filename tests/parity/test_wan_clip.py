@@ -36,7 +36,7 @@ def build():
 
 def load(state):
   like = jax.eval_shape(lambda: OURS.init(jax.random.key(0), jnp.zeros((1, 12, 12, 3))))["params"]
-  return load_params(clip_tensors(state, 2), clip_rules(2), like, what="CLIP")
+  return load_params(clip_tensors(state), clip_rules(2), like, what="CLIP")
 
 
 def check():

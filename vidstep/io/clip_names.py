@@ -44,16 +44,15 @@ _ORIGINAL = {
 }
 
 
-def clip_tensors(tensors: Mapping, depth: int) -> dict:
+def clip_tensors(tensors: Mapping) -> dict:
   """The tensors that `clip_rules` asks for, out of any public layout.
 
   Args:
     tensors: of transformers' vision model (with or without the prefix "vision_model."), or of
       `models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth`, which holds the text side as well.
-    depth: layers that are run; later ones and what follows them are left out.
 
   Returns:
-    Name to array, views of the given ones.
+    Name to array, views of the given ones; without the last layer and what follows it.
   """
   out = {}
   for name, a in tensors.items():
@@ -61,7 +60,8 @@ def clip_tensors(tensors: Mapping, depth: int) -> dict:
       continue
     out |= _original(name[7:], a) if name.startswith("visual.") else {name: a}
   plain = {name.removeprefix("vision_model."): a for name, a in out.items()}
-  return {name: a for name, a in plain.items() if not _unused(name, depth)}
+  numbers = [int(n.split(".")[2]) for n in plain if n.startswith("encoder.layers.")]
+  return {name: a for name, a in plain.items() if not _unused(name, max(numbers, default=0))}
 
 
 def _original(name, a):
@@ -81,10 +81,7 @@ def _original(name, a):
   return {name: a}
 
 
-def _unused(name, depth):
+def _unused(name, last):
   """What comes behind the states that are asked for, and a table of 0, 1, 2, .."""
-  number = re.match(r"encoder\.layers\.(\d+)\.", name)
-  if number:
-    return int(number[1]) >= depth
-  after = ("post_layernorm.", "post_norm.", "visual_projection.")
+  after = (f"encoder.layers.{last}.", "post_layernorm.", "post_norm.", "visual_projection.")
   return name.startswith(after) or name in ("head", "embeddings.position_ids")

@@ -1,10 +1,13 @@
 """Rules that say which foreign tensor becomes which of our parameters, in both directions."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
+
+from vidstep.io.safetensors_file import Item
 
 
 class Form(NamedTuple):
@@ -108,22 +111,26 @@ def load_params(tensors: Mapping, rules: Iterable[Rule], like, *, what: str):
   return unflatten(out)
 
 
-def save_params(params, rules: Iterable[Rule]) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-  """The inverse of `load_params`: (name, function that fetches and converts it), lazily.
+def save_params(params, rules: Iterable[Rule], dtype=np.float32) -> Iterator[Item]:
+  """The inverse of `load_params`: what to write, each fetched when its turn comes.
 
   Args:
     params: a tree of arrays.
     rules: those that loaded it.
+    dtype: that of the file.
   """
   leaves = flatten(params)
   for path, parts in _sources(rules, params).items():
     for i, rule in enumerate(parts):
       index = i if rule.ours != path else ...
-      leaf = leaves[path]
-      yield (
-        rule.theirs,
-        lambda leaf=leaf, index=index, rule=rule: rule.form.save(np.asarray(leaf[index])),
-      )
+      shape = leaves[path].shape[1:] if rule.ours != path else leaves[path].shape
+      shape = rule.form.save(np.broadcast_to(np.zeros((), dtype), shape)).shape
+      read = partial(_fetch, leaves[path], index, rule.form)
+      yield Item(rule.theirs, shape, np.dtype(dtype), read)
+
+
+def _fetch(leaf, index, form):
+  return form.save(np.asarray(leaf[index]))
 
 
 def flatten(tree, prefix: str = "") -> dict:
@@ -189,4 +196,4 @@ def _reader(tensors, parts, dtype, stacked):
 
 
 def _cast(a, dtype):
-  return np.ascontiguousarray(a).astype(dtype, copy=False)
+  return np.asarray(a, dtype, order="C")
