@@ -6,7 +6,6 @@ const VERSION = 1;
 const SUBPROTOCOL = `vidstep.play.${VERSION}`;
 const STREAMS = ["a", "b", "game"];
 const HEADER_BYTES = 24;
-const SECONDS_SHOWN = 10;
 const CODES = {
   ArrowUp: "up", KeyW: "up", ArrowDown: "down", KeyS: "down",
   ArrowLeft: "left", KeyA: "left", ArrowRight: "right", KeyD: "right",
@@ -381,8 +380,7 @@ function describe() {
     row.append(element("dt", name), element("dd", text));
     return row;
   }));
-  const budget = (1000 * world.chunk) / world.frame_rate;
-  $("budget").textContent = `${round(budget)} ms`;
+  $("budget").textContent = `${round(budget())} ms`;
 }
 
 // After each change: buttons, sliders and screens say what the server said.
@@ -440,16 +438,11 @@ function toast(text, bad = false) {
   toastTimer = setTimeout(() => { $("toast").hidden = true; }, bad ? 7000 : 3000);
 }
 
-const round = (x) => (x >= 10 ? x.toFixed(0) : x.toFixed(1));
-
-function quantile(values, q) {
-  const sorted = [...values].sort((x, y) => x - y);
-  return sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))];
-}
-
 // ------------------------------------------------------------------------------------------------
 // Numbers and graph, five times a second
 // ------------------------------------------------------------------------------------------------
+
+const budget = () => (1000 * world.chunk) / world.frame_rate; // ms that a chunk may take
 
 function measure() {
   const now = performance.now();
@@ -464,62 +457,7 @@ function measure() {
     const own = state.worlds[name];
     if (own) $(`info-${name}`).textContent = `frame ${streams[name].frame}, ${own.steps} step${own.steps > 1 ? "s" : ""}`;
   }
-  graph(now, latency, photon);
-}
-
-function graph(now, latency, photon) {
-  const canvas = $("graph");
-  const ratio = devicePixelRatio || 1;
-  const width = canvas.clientWidth;
-  const height = canvas.clientHeight;
-  canvas.width = Math.round(width * ratio);
-  canvas.height = Math.round(height * ratio);
-  const pen = canvas.getContext("2d");
-  pen.scale(ratio, ratio);
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
-  const budget = (1000 * world.chunk) / world.frame_rate;
-  const top = 1.15 * Math.max(budget, ...latency, ...photon, 1);
-  const x = (at) => 34 + (width - 38) * (1 - (now - at) / (1000 * SECONDS_SHOWN));
-  const y = (ms) => 4 + (height - 10) * (1 - ms / top);
-
-  pen.font = "11px system-ui, sans-serif";
-  pen.lineWidth = 1;
-  for (const ms of ticks(top)) {
-    pen.strokeStyle = colour("--line");
-    pen.beginPath();
-    pen.moveTo(34, y(ms));
-    pen.lineTo(width, y(ms));
-    pen.stroke();
-    pen.fillStyle = colour("--soft");
-    pen.fillText(`${ms}`, 2, y(ms) + 4);
-  }
-  pen.strokeStyle = colour("--soft");
-  pen.setLineDash([5, 4]);
-  pen.beginPath();
-  pen.moveTo(34, y(budget));
-  pen.lineTo(width, y(budget));
-  pen.stroke();
-  pen.setLineDash([]);
-
-  const bar = Math.max(1, ((width - 38) * budget) / (1000 * SECONDS_SHOWN) - 1);
-  for (const point of points) {
-    if ("latency" in point) {
-      pen.fillStyle = colour("--accent");
-      pen.fillRect(x(point.at) - bar, y(point.latency), bar, y(0) - y(point.latency));
-    }
-  }
-  pen.fillStyle = colour("--warm");
-  for (const point of points) {
-    if (!("photon" in point)) continue;
-    pen.beginPath();
-    pen.arc(x(point.at), y(point.photon), 3.5, 0, 7);
-    pen.fill();
-  }
-}
-
-function ticks(top) {
-  const step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000].find((s) => top / s <= 4) || 10000;
-  return Array.from({ length: Math.floor(top / step) + 1 }, (_, i) => i * step);
+  drawGraph($("graph"), points, budget(), now);
 }
 
 firstTheme();

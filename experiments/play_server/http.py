@@ -1,4 +1,4 @@
-"""The page's three files, and who may ask for them: no other site, no borrowed host name.
+"""The page's files, and who may ask for them: no other site, no borrowed host name.
 
 A web page anywhere can make a browser connect to a server on its own machine. Two checks keep it
 out: the Origin header, which browsers always send with a WebSocket, must be this very server; and
@@ -18,6 +18,7 @@ PAGE = pathlib.Path(__file__).parents[1] / "play_page"
 FILES = {
   "/": ("index.html", "text/html; charset=utf-8"),
   "/play.css": ("play.css", "text/css; charset=utf-8"),
+  "/graph.js": ("graph.js", "text/javascript; charset=utf-8"),
   "/play.js": ("play.js", "text/javascript; charset=utf-8"),
 }
 STREAM = "/stream"

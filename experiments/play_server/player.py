@@ -161,6 +161,7 @@ class Player:
         await asyncio.to_thread(follower.session.resume)
         self._runner.follow(follower)
     self._paused = on
+    self._act()
 
   async def _on_rewind(self, frames):
     for name, follower in self._steered():

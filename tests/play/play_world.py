@@ -108,11 +108,17 @@ class Page:
     return next((told for told in reversed(self.told) if told["type"] == kind), None)
 
   async def ask(self, kind, **fields):
-    """Says something; returns the error or the state that answers it."""
+    """Says something; returns the error or else the state that answers it."""
     before = len(self.told)
     await self.say(kind, **fields)
-    answers = lambda page: [t for t in page.told[before:] if t["type"] in ("state", "error")]
-    return (await self.until(answers))[0]
+
+    def answer(page):  # what is refused is followed by the state that stays; nonsense is not
+      errors = [t for t in page.told[before:] if t["type"] == "error"]
+      states = [t for t in page.told[before:] if t["type"] == "state"]
+      final = [t for t in errors if t["code"] != "refused" or "no world yet" in t["message"]]
+      return (final or errors or states) if final or states else None
+
+    return (await self.until(answer))[0]
 
   def of(self, stream):
     return [picture for picture in self.pictures if picture.stream == stream]

@@ -259,7 +259,12 @@ def test_a_session_that_the_engine_closes_is_told_and_can_be_reset(tmp_path):
 def test_the_page_is_served_with_a_policy_that_loads_nothing_else(tmp_path):
   async def look():
     async with serving(tmp_path) as server:
-      for name, kind in (("", "text/html"), ("play.js", "text/javascript"), ("play.css", "css")):
+      for name, kind in (
+        ("", "text/html"),
+        ("play.js", "text/javascript"),
+        ("play.css", "css"),
+        ("graph.js", "script"),
+      ):
         status, headers, body = await asyncio.to_thread(fetch, server.url + name)
         assert status == 200 and kind in headers["Content-Type"] and len(body) > 1000
         assert "default-src 'none'" in headers["Content-Security-Policy"]
@@ -360,8 +365,10 @@ def test_a_thousand_malformed_messages_harm_nobody(tmp_path):
   async def play():
     async with serving(tmp_path) as server, page(server) as witness, page(server) as fuzzer:
       seen = len(witness.pictures)
-      for _ in range(1000):
-        await fuzzer.socket.send(nonsense(rng))
+      for _ in range(20):
+        for _ in range(50):
+          await fuzzer.socket.send(nonsense(rng))
+        await witness.watch(count=1)  # meanwhile
       errors = lambda p: [told for told in p.told if told["type"] == "error"]
       await fuzzer.until(lambda p: len(errors(p)) >= 1000, timeout=30)
       assert len(errors(fuzzer)) == 1000  # one sentence each
@@ -380,7 +387,7 @@ def test_a_thousand_malformed_messages_harm_nobody(tmp_path):
 
       await witness.watch(count=5)
       frames = [p.frame for p in witness.pictures[seen:]]
-      assert len(frames) > 15 and frames == sorted(set(frames))
+      assert len(frames) > 20 and frames == sorted(set(frames))
       assert not any(told["type"] == "error" for told in witness.told)
       assert (await witness.ask("set", steps=2))["worlds"]["a"]["steps"] == 2
       async with page(server) as fresh:
