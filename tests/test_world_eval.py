@@ -9,8 +9,9 @@ import pytest
 from mutation import assert_caught, mutant
 
 from configs import common
-from experiments import generate, world, world_bench, world_picture, world_rollout
-from experiments.flags import load_config
+from configs.doom import world_eval
+from experiments import generate, world_bench, world_picture, world_rollout, world_table
+from experiments.flags import check_keys
 from experiments.world_rollout import Player
 from vidstep.causal.packed import PackedNetwork
 from vidstep.causal.rollout import rollout
@@ -213,7 +214,7 @@ def from_memory(networks, monkeypatch):
 
 
 def test_every_row_is_judged_written_and_kept(from_memory, tmp_path, monkeypatch):
-  rows = world.evaluate(config(), tmp_path)
+  rows = world_table.evaluate(config(), tmp_path)
   assert list(rows) == ["real", "codec", "repeat last frame", "whole 2", "causal 1", "late"]
   data = json.loads((tmp_path / "world.json").read_text())
   assert list(data["rows"]) == list(rows)
@@ -233,21 +234,21 @@ def test_every_row_is_judged_written_and_kept(from_memory, tmp_path, monkeypatch
 
   # A second run generates nothing; a changed row alone is filled.
   monkeypatch.setattr(Player, "play", None)
-  assert json.dumps(world.evaluate(config(), tmp_path)) == json.dumps(rows)
-  few = world.evaluate(config(), tmp_path, rows=["2"])
+  assert json.dumps(world_table.evaluate(config(), tmp_path)) == json.dumps(rows)
+  few = world_table.evaluate(config(), tmp_path, rows=["2"])
   assert list(few)[3:] == ["causal 1"]
 
 
 def test_a_missing_network_names_its_stage(monkeypatch):
-  rows = world.select(ROWS, None)
+  rows = world_table.select(ROWS, None)
   with pytest.raises(FileNotFoundError) as error:
-    world.open_players(config(), rows)
+    world_table.open_players(config(), rows)
   for part in ("Row 'whole 2' needs runs/x/whole:model", "--stages=whole", "causal_rcm.py"):
     assert part in str(error.value)
 
 
 def test_rows_are_checked():
-  assert list(world.select(ROWS, ["late", "1"])) == ["whole 2", "late"]
+  assert list(world_table.select(ROWS, ["late", "1"])) == ["whole 2", "late"]
   for rows, wanted, sentence in (
     (ROWS, ["4"], "numbers from 1 to 3"),
     (({"name": "a", "step": 2},), None, "has the key 'step'"),
@@ -255,9 +256,9 @@ def test_rows_are_checked():
     ((), None, "no rows"),
   ):
     with pytest.raises(ValueError, match=sentence):
-      world.select(rows, wanted)
+      world_table.select(rows, wanted)
   with pytest.raises(ValueError, match="names the network 'x'"):
-    world.open_players(config(), {"a": {"name": "a", "network": "x"}})
+    world_table.open_players(config(), {"a": {"name": "a", "network": "x"}})
 
 
 def test_a_key_that_the_world_lacks_is_named():
@@ -270,21 +271,12 @@ def test_a_key_that_the_world_lacks_is_named():
 
 @pytest.mark.parametrize("arg", ["cpu", "gpu"])
 def test_the_configs_are_whole(arg):
-  made = load_config_for_world(f"configs/doom/world_eval.py:{arg}")
-  rows = world.select(made["rows"], None)
+  made = world_eval.get_config(arg).to_dict()
+  check_keys(made, common.world)
+  rows = world_table.select(made["rows"], None)
   assert {row["network"] for row in rows.values()} == set(made["networks"])
   assert set(made["picture"]) <= set(rows)
   assert sum("late" in row for row in rows.values()) == 1
-
-
-def load_config_for_world(path):
-  from experiments import flags
-
-  before, flags._schema = flags._schema, common.world
-  try:
-    return load_config(path).to_dict()
-  finally:
-    flags._schema = before
 
 
 def test_keys_are_drawn_where_they_are_down():
