@@ -15,6 +15,8 @@ def base() -> ConfigDict:
   config.data.frames = 8  # frames of a clip, context included
   config.data.context = 0  # clean first frames that are given, not generated
   config.data.codec = "pixel"  # or the file of a fitted codec
+  config.data.text = False  # give the networks the clips' captions (the extra "text")
+  config.data.text_tokens = 24  # length of a prompt; longer ones are cut
 
   # The fields of vidstep.models.dit.VideoDiT. None: follows from codec and data.
   config.model = model()
@@ -110,6 +112,7 @@ def optim() -> ConfigDict:
   config.b2 = 0.99
   config.weight_decay = 0.0
   config.clip = 0.0  # largest gradient norm; 0: no clipping
+  config.muon = placeholder(float)  # rate of matrices under Muon; None: AdamW for all
   config.ema = "constant:0.999"  # or "power:0.05", "none"
   return config
 

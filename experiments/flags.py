@@ -67,7 +67,7 @@ def run(main):
     use_compilation_cache(_CACHE.value)
     try:
       main(argv)
-    except (ValueError, FileNotFoundError, NotImplementedError) as error:
+    except (ValueError, FileNotFoundError, NotImplementedError, ImportError) as error:
       if _DEBUG.value:
         raise
       _fail(f"{error}\n(--debug shows where this came from)")

@@ -148,7 +148,7 @@ def frame_rate(config):
 
 
 def held_out(config, count, *, split="test"):
-  """`count` clips spread evenly over a split, as one batch of the `Loader`: video and actions.
+  """`count` clips spread evenly over a split, as one batch of the `Loader`: video, actions, text.
 
   Clips are stored by episode, so the first third of them shares no episode with the rest but one.
 
@@ -163,7 +163,8 @@ def held_out(config, count, *, split="test"):
       "record more episodes or ask for fewer videos."
     )
   chosen = [source[int(i)] for i in np.linspace(0, len(source) - 1, count).round()]
-  return next(Loader(chosen, split, batch_size=count, frames=frames))
+  embed = setup.text_encoder(config["data"])
+  return next(Loader(chosen, split, batch_size=count, frames=frames, embed=embed))
 
 
 def draw_videos(network, setting, clips, *, seed, batch_size=32, progress=lambda n: None):

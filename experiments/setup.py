@@ -21,6 +21,7 @@ from vidstep.models.codec import load_codec
 from vidstep.models.cond import Cond, null_cond
 from vidstep.models.critics import Critic, critic_fn, features_fn
 from vidstep.models.dit import VideoDiT
+from vidstep.models.text import TextEncoder
 from vidstep.models.velocity import velocity_fn
 from vidstep.training.checkpoint import (
   load_network,
@@ -162,7 +163,16 @@ def make_loader(config, split="train", batch_size=None):
     frames=data["frames"],
     seed=config["seed"],
     shard=(jax.process_index(), count),
+    embed=text_encoder(data),
   )
+
+
+def text_encoder(data):
+  """What turns captions into embeddings, as the section `data` of a config says; None: nothing."""
+  return _encoder(data["text_tokens"]) if data.get("text") else None
+
+
+_encoder = functools.cache(TextEncoder)
 
 
 def _fit_to_data(config, codec, loader):
@@ -178,11 +188,17 @@ def _fit_to_data(config, codec, loader):
   }
   for key, value in follows.items():
     model[key] = value if model[key] is None else model[key]
+  shapes = {
+    "video": jax.ShapeDtypeStruct((batch, frames, loader.size, loader.size, 3), jnp.uint8),
+    "actions": jax.ShapeDtypeStruct((batch, frames, loader.num_actions), jnp.float32),
+  }
+  if data.get("text"):
+    model["text_dim"], length = TextEncoder.dim, data["text_tokens"]
+    shapes["text"] = jax.ShapeDtypeStruct((batch, length, TextEncoder.dim), jnp.float32)
+    shapes["text_mask"] = jax.ShapeDtypeStruct((batch, length), bool)
   clean = config["causal"]["forcing"] == "teacher"
   prepare = make_prepare(codec, context, actions=model["action_dim"] > 0, clean=clean)
-  video = jax.ShapeDtypeStruct((batch, frames, loader.size, loader.size, 3), jnp.uint8)
-  actions = jax.ShapeDtypeStruct((batch, frames, loader.num_actions), jnp.float32)
-  return prepare, jax.eval_shape(prepare, {"video": video, "actions": actions})
+  return prepare, jax.eval_shape(prepare, shapes)
 
 
 def make_prepare(codec, context, *, actions, clean=False):
@@ -196,13 +212,16 @@ def make_prepare(codec, context, *, actions, clean=False):
 
   Returns:
     prepare({"video": uint8 [B, T, H, W, 3], "actions": [B, T, A]}) -> `Batch` with x0 the frames
-    after the context, cond.context those before, cond.actions of all T frames.
+    after the context, cond.context those before, cond.actions of all T frames; "text" and
+    "text_mask" of the batch, if it has them, are the condition's.
   """
 
   def prepare(batch):
     latents = codec.encode(batch["video"].astype(jnp.float32) / 127.5 - 1)
     x0 = latents[:, context:]
     cond = Cond(
+      text=batch.get("text"),
+      text_mask=batch.get("text_mask"),
       actions=batch["actions"] if actions else None,
       context=latents[:, :context] if context else None,
       clean=x0 if clean else None,
@@ -413,9 +432,10 @@ def sample_batch(setup):
     batch_size=settings["videos"],
     frames=setup.config["data"]["frames"],
     seed=setup.config["seed"],
+    embed=text_encoder(setup.config["data"]),
   )
   clips = next(iter(loader))
-  return setup.prepare({name: clips[name] for name in ("video", "actions")})
+  return setup.prepare({name: value for name, value in clips.items() if name != "caption"})
 
 
 def make_sample_fn(setup):

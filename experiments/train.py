@@ -84,7 +84,8 @@ def train(config, workdir, *, wandb=None, profile=None):
   def next_batch():
     local = next(run.loader)
     place = functools.partial(jax.make_array_from_process_local_data, by_sample)
-    return prepare({k: place(local[k]) for k in ("video", "actions")}), run.loader.state()
+    arrays = {k: place(v) for k, v in local.items() if k != "caption"}
+    return prepare(arrays), run.loader.state()
 
   # ----------------------------------------------------------------------------------------------
   # State: resumed, or started from other networks, or fresh

@@ -1,6 +1,6 @@
 """Batches of clip windows: deterministic, sharded over processes, resumable at any position."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -13,7 +13,8 @@ class Loader:
   """An iterator of batches, NumPy on the host.
 
   Each item is {"video": uint8 [B, T, H, W, 3], "actions": float32 [B, T, A]} and, where the clips
-  have them, "caption": str [B]. T is `frames`; A is 0 where there are no actions.
+  have them, "caption": str [B]. T is `frames`; A is 0 where there are no actions. With `embed`
+  there are "text": float32 [B, L, D] and "text_mask": bool [B, L] as well.
 
   "train" never ends: every epoch is shuffled anew by (seed, epoch), and each clip gives a window of
   `frames` at a random start, drawn from (seed, position). Any other split is one pass in stored
@@ -35,13 +36,15 @@ class Loader:
     drop_remainder: drop the last, smaller batch of a pass. Not for "train", whose batches are
       always full.
     prefetch: batches prepared ahead by a background thread pool; 0 reads when asked.
+    embed: captions -> (embeddings, mask), such as a `models.text.TextEncoder`; None: no "text".
 
   Attributes:
     frames_per_clip, num_clips, num_actions, size: what the dataset holds.
 
   Raises:
     FileNotFoundError: no dataset at `path`.
-    ValueError: unknown split, more frames than a clip has, or fewer clips than a global batch.
+    ValueError: unknown split, more frames than a clip has, fewer clips than a global batch, or
+      `embed` for clips without captions.
   """
 
   def __init__(
@@ -55,6 +58,7 @@ class Loader:
     shard: tuple[int, int] = (0, 1),
     drop_remainder: bool = False,
     prefetch: int = 2,
+    embed: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]] | None = None,
   ):
     index, count = shard
     if not 0 <= index < count or batch_size < 1:
@@ -77,6 +81,12 @@ class Loader:
         f"{where} holds clips of {len(video)} frames, so windows of {frames} cannot be cut: lower "
         "data.frames or record with a larger --clip_frames."
       )
+    if embed is not None and "caption" not in source[0]:
+      raise ValueError(
+        f"{where} has no captions, so there is no text to give: record it again, "
+        "or set data.text to False."
+      )
+    self._embed = embed
     self.num_clips, self.frames_per_clip, self.size = len(source), *video.shape[:2]
     self.num_actions = 0 if actions is None else actions.shape[-1]
     self._identity = {"clips": self.num_clips, "batch": batch_size * count, "seed": seed}
@@ -109,7 +119,10 @@ class Loader:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    return next(self._iterator)
+    batch = next(self._iterator)
+    if self._embed is not None:
+      batch["text"], batch["text_mask"] = self._embed(batch["caption"])
+    return batch
 
   def state(self) -> dict:
     """The position, as a dict for JSON. Taken between batches, it points to the next one."""
