@@ -1,5 +1,7 @@
 """Schedules and EMA decays against their definitions."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -65,3 +67,16 @@ def test_numbers_out_of_range_are_refused():
   ]:
     with pytest.raises(ValueError, match=sentence):
       build()
+
+
+def test_muon_makes_steps_of_matrices_orthogonal_and_leaves_vectors_to_adam():
+  params = {"w": jnp.zeros((4, 6)), "b": jnp.zeros(3)}
+  grads = {"w": jax.random.normal(jax.random.key(0), (4, 6)), "b": jnp.asarray([1.0, -2.0, 0.5])}
+  optimizer = adamw(1e-3, muon=0.1)
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  spread = lambda a: np.divide(*np.linalg.svd(np.asarray(a), compute_uv=False)[[0, -1]])
+  assert spread(updates["w"]) < 1.3 < 2 < spread(grads["w"])  # all directions at one rate
+  assert (np.sign(updates["w"]) == -np.sign(grads["w"])).mean() > 0.7
+  np.testing.assert_allclose(updates["b"], -1e-3 * np.sign(grads["b"]), rtol=1e-3)
+  with pytest.raises(ValueError, match="muon must be positive"):
+    adamw(1e-3, muon=0.0)

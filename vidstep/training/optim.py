@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 SCHEDULES = {
   "constant": lambda u: jnp.ones_like(u),
@@ -63,7 +64,7 @@ def learning_rate(lr, *, warmup=0, schedule="constant", steps=1):
   return at
 
 
-def adamw(lr, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=None, **schedule):
+def adamw(lr, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=None, muon=None, **schedule):
   """AdamW (Loshchilov and Hutter 2019), behind global-norm clipping and a schedule.
 
   Weight decay spares vectors and scalars (biases, norms, embeddings of one axis).
@@ -75,24 +76,35 @@ def adamw(lr, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=None, **sche
     eps: added to the root of the second moment.
     weight_decay: decoupled weight decay, multiplied by the learning rate.
     clip: largest global gradient norm; None does not clip.
+    muon: peak rate of matrices under Muon (Jordan 2024: momentum 0.95, made orthogonal); what is no
+      matrix stays with AdamW at `lr`. None: AdamW for all.
     **schedule: `warmup`, `schedule`, `steps` of `learning_rate`.
 
   Returns:
     An `Optimizer`.
 
   Raises:
-    ValueError: if lr or clip is not positive.
+    ValueError: if lr, clip or muon is not positive.
   """
   if lr <= 0:
     raise ValueError(f"The learning rate must be positive, got {lr}.")
   if clip is not None and clip <= 0:
     raise ValueError(f"clip must be positive (or None for no clipping), got {clip}.")
+  if muon is not None and muon <= 0:
+    raise ValueError(f"muon must be positive (or None for AdamW alone), got {muon}.")
   rate = learning_rate(lr, **schedule)
   matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-  tx = optax.chain(
-    optax.identity() if clip is None else optax.clip_by_global_norm(clip),
-    optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=matrices),
-  )
+  if muon is None:
+    descend = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=matrices)
+  else:
+    descend = optax.contrib.muon(
+      learning_rate(muon, **schedule),
+      weight_decay=weight_decay,
+      adam_learning_rate=rate,
+      adam_b1=b1,
+      adam_b2=b2,
+    )
+  tx = optax.chain(optax.identity() if clip is None else optax.clip_by_global_norm(clip), descend)
 
   def update(grads, state, params):
     # Optax raises floats to integer powers, which strict promotion forbids.
