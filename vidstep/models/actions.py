@@ -35,4 +35,7 @@ class ActionEmbed(nn.Module):
     """
     b, f = actions.shape[:2]
     actions = actions.reshape(b, f // patch_frames, -1)
-    return MLP(self.dim, self.dtype, name="mlp")(actions)
+    # From three numbers, weights of 0.02 make an embedding that is lost beside that of the time:
+    # networks went on ignoring the keys for thousands of steps.
+    init = nn.initializers.lecun_normal()
+    return MLP(self.dim, self.dtype, init=init, name="mlp")(actions)

@@ -53,16 +53,17 @@ class MLP(nn.Module):
     dtype: compute dtype.
     act: activation.
     zero: start with a zero last layer, so that the embedding begins as nothing.
+    init: initializer of both layers.
   """
 
   dim: int
   dtype: jnp.dtype
   act: object = nn.silu
   zero: bool = False
+  init: object = nn.initializers.normal(0.02)
 
   @nn.compact
   def __call__(self, x):
-    small = nn.initializers.normal(0.02)
-    x = Linear(self.dim, self.dtype, small, name="in")(x)
-    last = nn.initializers.zeros if self.zero else small
+    x = Linear(self.dim, self.dtype, self.init, name="in")(x)
+    last = nn.initializers.zeros if self.zero else self.init
     return Linear(self.dim, self.dtype, last, name="out")(self.act(x))
