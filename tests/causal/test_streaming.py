@@ -4,6 +4,7 @@ import json
 import zipfile
 
 import jax
+import kill_stream
 import numpy as np
 import pytest
 from mutation import assert_caught, mutant
@@ -489,3 +490,18 @@ def test_settings_know_their_bounds():
   good.check(max_steps=1, max_window=4)
   with pytest.raises(ValueError, match="seed"):
     session_module.Settings(2**32, (1.0,), 1, (), 4, "").check(max_steps=1, max_window=4)
+
+
+def test_what_was_autosaved_survives_kills(tmp_path):
+  lives = kill_stream.survive(tmp_path, 3)
+  assert len(lives) == 3 and lives[-1]["a"] > 2
+
+
+def test_a_failing_autosave_stops_no_stream(tmp_path):
+  folder = tmp_path / "a file, no folder"
+  folder.write_text("")
+  engine = build(sessions=1, autosave=folder, autosave_every=1)
+  session = open_session(engine)
+  run(engine, session, 4)
+  engine.close()
+  assert "could not be saved" in engine.autosave_error
