@@ -77,6 +77,7 @@ def test_muon_makes_steps_of_matrices_orthogonal_and_leaves_vectors_to_adam():
   spread = lambda a: np.divide(*np.linalg.svd(np.asarray(a), compute_uv=False)[[0, -1]])
   assert spread(updates["w"]) < 1.3 < 2 < spread(grads["w"])  # all directions at one rate
   assert (np.sign(updates["w"]) == -np.sign(grads["w"])).mean() > 0.7
-  np.testing.assert_allclose(updates["b"], -1e-3 * np.sign(grads["b"]), rtol=1e-3)
+  np.testing.assert_array_equal(np.sign(updates["b"]), -np.sign(grads["b"]))
+  assert np.abs(updates["b"]).max() < 2e-3  # of AdamW, at lr
   with pytest.raises(ValueError, match="muon must be positive"):
     adamw(1e-3, muon=0.0)
