@@ -166,6 +166,9 @@ def test_chunks_must_not_cut_patches(net, normal):
   with pytest.raises(ValueError, match="cut patches of 2 frames"):
     velocity_fn(model, chunk=1)(params, x, T)
   velocity_fn(model, chunk=2)(params, x, T)
+  cond = Cond(clean=x, context=x[:, :2])
+  with pytest.raises(ValueError, match="6 clean and 4 noisy frames over 2 shards cut patches"):
+    velocity_fn(model, chunk=2, shards=2)(params, x, T, cond)
 
 
 def test_a_chunk_of_context_and_noise_is_refused(normal):

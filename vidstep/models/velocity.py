@@ -79,7 +79,7 @@ def apply_fn(model: nn.Module, *, chunk=None, mask=None, shards=1, positions=ABS
       chunks = _chunks(model, cond.context, x.shape[1], chunk)
       rule = causal(CausalChunks() if clean is None else TeacherForcing())
     if chunk is not None and clean is not None:
-      _check_shards(model, x.shape[1], shards)
+      _check_shards(model, cond.context, x.shape[1], shards)
       x, t, cond, layout = teacher_forcing(
         x, t, cond, clean=clean, chunks=chunks, mask=rule, shards=shards
       )
@@ -94,11 +94,12 @@ def apply_fn(model: nn.Module, *, chunk=None, mask=None, shards=1, positions=ABS
   return run
 
 
-def _check_shards(model, frames, shards):
-  if frames // shards % model.patch[0]:
+def _check_shards(model, context, frames, shards):
+  whole = frames + (0 if context is None else context.shape[1])
+  if shards > 1 and any(n // shards % model.patch[0] for n in (frames, whole)):
     raise ValueError(
-      f"{frames} frames over {shards} shards cut patches of {model.patch[0]} frames: "
-      "choose a number of shards whose parts the patch divides."
+      f"{whole} clean and {frames} noisy frames over {shards} shards cut patches of "
+      f"{model.patch[0]} frames: choose a number of shards whose parts the patch divides."
     )
 
 
