@@ -12,6 +12,7 @@ _PLACES = {
   "vae": ("Wan2.1_VAE.pth", "vae", "AutoencoderKLWan"),
   "text_encoder": ("models_t5_*.pth", "text_encoder", "UMT5EncoderModel"),
   "image_encoder": ("models_clip_*.pth", "image_encoder", "CLIPVisionModel"),
+  "tiny_decoder": ("taew2_1.*", "tiny_decoder", None),
 }
 
 
@@ -35,7 +36,7 @@ def find(path, part: str) -> pathlib.Path:
   if (path / folder).is_dir():
     return path / folder
   config = read_config(path)
-  if kind in (config.get("_class_name"), *config.get("architectures", ())):
+  if kind is not None and kind in (config.get("_class_name"), *config.get("architectures", ())):
     return path
   released = sorted(path.glob(pattern))
   if part == "transformer":

@@ -14,12 +14,13 @@ from vidstep.io.files import find
 from vidstep.io.rules import load_params
 from vidstep.io.tensors import open_tensors
 from vidstep.io.text_names import umt5_name, umt5_rules
+from vidstep.io.tiny_names import tiny_rules, tiny_tensors
 from vidstep.io.wan_vae import from_original, vae_rules
 from vidstep.models.clip import CLIPVision
 from vidstep.models.cond import Cond
 from vidstep.models.dit import VideoDiT
 from vidstep.models.umt5 import UMT5Encoder
-from vidstep.models.vae import WanVAE
+from vidstep.models.vae import TinyDecoder, WanVAE
 
 
 def load_wan(
@@ -38,7 +39,7 @@ def load_wan(
       (.safetensors; .pth, .pt: read without PyTorch, tensors only), or the name of a repository on
       the Hugging Face hub. The transformer may be a student of Self-Forcing, CausVid, LongLive or
       rCM as well.
-    part: "transformer", "vae", "text_encoder" or "image_encoder".
+    part: "transformer", "vae", "text_encoder", "image_encoder" or "tiny_decoder" (TAEHV).
     shard: tree of `ShapeDtypeStruct` -> tree of shardings, such as
       `lambda like: state_sharding(like, mesh)`. Every device then reads its own part of each
       tensor. Without it everything comes to the first device.
@@ -47,7 +48,7 @@ def load_wan(
     **fields: fields of the module that are not the checkpoint's: `dtype`, `scan`, `attention`, ..
 
   Returns:
-    (module, params): `VideoDiT`, `WanVAE`, `UMT5Encoder` or `CLIPVision`.
+    (module, params): `VideoDiT`, `WanVAE`, `UMT5Encoder`, `CLIPVision` or `TinyDecoder`.
 
   Raises:
     FileNotFoundError: if it is not there, saying what was looked for.
@@ -138,9 +139,21 @@ def _image_encoder(tensors, config, role, fields):
   return model, lambda: model.init(jax.random.key(0), blank), tensors, clip_rules(depth)
 
 
+def _tiny_decoder(tensors, config, role, fields):
+  tensors = unwrap(tensors, role)
+  first = tensors.get("decoder.1.weight")
+  if first is None:
+    raise ValueError("this is no decoder of TAEHV: there is no decoder.1.weight.")
+  model = TinyDecoder(**{"channels": first.shape[1]} | fields)
+  blank = jnp.zeros((1, 1, 1, 1, model.channels))
+  init = lambda: model.init(jax.random.key(0), blank)
+  return model, init, tiny_tensors(tensors, model), tiny_rules(model)
+
+
 PARTS = {
   "transformer": _transformer,
   "vae": _vae,
   "text_encoder": _text_encoder,
   "image_encoder": _image_encoder,
+  "tiny_decoder": _tiny_decoder,
 }

@@ -1,6 +1,15 @@
 """Video autoencoders that are causal in time: whole clips, chunk after chunk, or slices."""
 
 from vidstep.models.vae.stream import decode, decode_chunk, encode, encode_chunk, slice_to_read
+from vidstep.models.vae.tiny import TinyDecoder
 from vidstep.models.vae.wan import WanVAE
 
-__all__ = ["WanVAE", "decode", "decode_chunk", "encode", "encode_chunk", "slice_to_read"]
+__all__ = [
+  "TinyDecoder",
+  "WanVAE",
+  "decode",
+  "decode_chunk",
+  "encode",
+  "encode_chunk",
+  "slice_to_read",
+]
