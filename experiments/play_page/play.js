@@ -374,7 +374,7 @@ function describe() {
     button.setAttribute("aria-label", button.title);
   }
   $("hint").textContent = "Arrow keys or WASD act wherever the keyboard is not in a field. Several keys may be held at once.";
-  const about = { ...world.about, frames: `${world.size[1]} × ${world.size[0]} at ${round(world.frame_rate)} a second` };
+  const about = { ...world.about, frames: `${world.size[1]} × ${world.size[0]} at ${Number(world.frame_rate.toFixed(1))} a second` };
   $("about").replaceChildren(...Object.entries(about).map(([name, text]) => {
     const row = element("div", "");
     row.append(element("dt", name), element("dd", text));
@@ -450,7 +450,7 @@ function measure() {
   if (!state || document.hidden) return;
   const latency = points.filter((p) => "latency" in p).map((p) => p.latency);
   const photon = points.filter((p) => "photon" in p).map((p) => p.photon);
-  $("fps").textContent = streams.a.rate ? round(streams.a.rate) : "–";
+  $("fps").textContent = streams.a.rate ? streams.a.rate.toFixed(1) : "–";
   $("latency").textContent = latency.length ? `${round(quantile(latency, 0.5))} / ${round(quantile(latency, 0.95))} ms` : "–";
   if (photon.length) $("photon").textContent = `${round(quantile(photon, 0.5))} ms`;
   for (const name of ["a", "b"]) {

@@ -7,14 +7,14 @@ refused), so that a page cannot pretend to come from this server.
 """
 
 import http
+import importlib.resources
 import ipaddress
-import pathlib
 import urllib.parse
 
 from websockets.datastructures import Headers, MultipleValuesError
 from websockets.http11 import Request, Response
 
-PAGE = pathlib.Path(__file__).parents[1] / "play_page"
+PAGE = importlib.resources.files("experiments") / "play_page"
 FILES = {
   "/": ("index.html", "text/html; charset=utf-8"),
   "/play.css": ("play.css", "text/css; charset=utf-8"),

@@ -312,9 +312,9 @@ def test_pages_of_other_sites_cannot_drive_the_world(tmp_path, host, origin, wel
         reader, writer = await asyncio.open_connection("127.0.0.1", int(port))
         writer.write("\r\n".join([f"GET {path} HTTP/1.1", *lines, "", ""]).encode())
         status = int((await reader.readline()).split()[1])
-        assert status == ({"/stream": 101, "/": 200}[path] if welcome else 403), path
         writer.close()
         await writer.wait_closed()
+        assert status == ({"/stream": 101, "/": 200}[path] if welcome else 403), path
 
   asyncio.run(knock())
 
