@@ -37,6 +37,13 @@ def base() -> ConfigDict:
   # What it learns behind: "teacher", the clean chunks before; "diffusion", noisy ones, each chunk
   # at its own time; None, what the objective puts there (self_forcing: its own).
   config.causal.forcing = placeholder(str)
+  config.causal.window = placeholder(int)  # frames that a frame sees, itself included; None: all
+  config.causal.sink = placeholder(int)  # first frames of a video that stay visible besides
+  # What later chunks read of a generated one: None, its clean frames; "last_step", noisy context.
+  config.causal.context = placeholder(str)
+  # Reach of gradients through its own rollout. None: the last step of each chunk; "2": two chunks
+  # back through the cache; "all".
+  config.causal.gradient = placeholder(str)
 
   # Of adversarial objectives: the head over the features of a diffusion network.
   config.critic = ConfigDict()
@@ -73,6 +80,7 @@ def base() -> ConfigDict:
   config.eval.shift = 1.0
   config.eval.guidance = 1.0
   config.eval.times = ()  # intermediate times of a few-step student, instead of steps and shift
+  config.eval.first_times = ()  # those of the first chunk of a causal one, if they differ
   return config
 
 
@@ -192,12 +200,12 @@ def world() -> ConfigDict:
   # i3d: whether FVD and KVD are measured, of the baselines too if of any row.
   config.rows = ()
   config.baselines = ("codec", "repeat last frame")
-  config.clips = 16  # rollouts, each from the context of a held-out episode
+  config.clips = 12  # rollouts, each from the context of a held-out episode
   config.frames = (16, 32)  # lengths at which distributions are compared
-  config.next_clips = 48  # clips of the training length, for the next frames
-  config.long = 80  # frames of a long rollout
-  config.long_clips = 8  # so many of the rollouts
-  config.batch = 8  # clips generated at a time
+  config.next_clips = 20  # clips of the training length, for the next frames
+  config.long = 100  # frames of a long rollout
+  config.long_clips = 4  # so many of the rollouts
+  config.batch = 4  # clips generated at a time
   config.seed = 0  # of the noise, the reader of actions and the resampling
   config.resamples = 200  # of the bootstrap
   config.i3d_frames = (16,)  # lengths at which FVD and KVD are measured: slow on a CPU
@@ -209,7 +217,8 @@ def world() -> ConfigDict:
   config.hold.left = "TURN_LEFT"
   config.hold.right = "TURN_RIGHT"
   config.hold.forward = "MOVE_FORWARD"
-  config.hold_frames = 6  # frames for which they are held
+  config.hold_frames = 10  # frames for which they are held
+  config.hold_clips = 8  # so many of the contexts
   config.picture = ()  # row names, drawn under the real frames; the last one's counterfactuals too
   config.shown = 2  # clips in the picture
   return config

@@ -49,7 +49,8 @@ def main(argv):
   result |= {"network": network.reference, "setting": dataclasses.asdict(setting)}
   workdir = pathlib.Path(NETWORK.value.split(":")[0])
   judge.write_json(OUT.value or workdir / "evaluation.json", result)
-  print(f"{network.reference} by {setting.label}, {setting.nfe} network evaluations a clip")
+  nfe = network.nfe(setting)
+  print(f"{network.reference} by {setting.label}, {nfe} network evaluations a clip")
   print(report(result))
 
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from experiments import setup
 from vidstep import samplers
+from vidstep.causal.rollout import forwards, schedule
 from vidstep.data.builder import describe
 from vidstep.data.loader import Loader, open_source
+from vidstep.masks import chunk_index
 from vidstep.models.codec import Codec, load_codec
-from vidstep.models.velocity import velocity_fn
 from vidstep.samplers import SOLVERS
 from vidstep.training.checkpoint import load_network, parse_reference, resolve_reference
 
@@ -37,11 +38,13 @@ class Setting:
   shift: float = 1.0
   guidance: float = 1.0
   times: tuple[float, ...] = ()
+  first_times: tuple[float, ...] = ()
 
   def __post_init__(self):
     if self.solver not in SOLVERS:
       raise ValueError(f"Unknown solver {self.solver!r}: choose one of {', '.join(SOLVERS)}.")
-    object.__setattr__(self, "times", tuple(self.times))  # JSON has lists only
+    for name in ("times", "first_times"):
+      object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists only
     self.grid()
 
   def grid(self):
@@ -52,13 +55,14 @@ class Setting:
 
   @property
   def nfe(self):
-    """Network evaluations for a clip; for a chunk of it, if the network is causal."""
+    """Network evaluations of the solver: for a clip, or each chunk of a causal network."""
     return samplers.nfe(self.solver, self.steps, self.guidance)
 
   @property
   def label(self):
     """Short and unique, such as "euler 2" or "dpmpp_2m 8, shift 3"."""
     extra = [f"shift {self.shift:g}"] if not self.times and self.shift != 1 else []
+    extra += [f"first {len(self.first_times) + 1}"] if self.first_times else []
     extra += [f"guidance {self.guidance:g}"] if self.guidance != 1 else []
     return ", ".join([f"{self.solver} {self.steps}", *extra])
 
@@ -97,9 +101,30 @@ class Network:
     """Frames that are generated together, see `setup.chunk_of`; None: all of them."""
     return setup.chunk_of(self.config, parse_reference(self.reference)[1])
 
+  @property
+  def causal(self):
+    """How it sees and generates a video, a `setup.Causal`."""
+    return setup.causal_of(self.config, parse_reference(self.reference)[1], self.model)
+
+  def nfe(self, setting):
+    """Network evaluations for a clip under a setting; cache writes of a causal network count."""
+    if self.chunk is None:
+      return setting.nfe
+    frames = self.config["data"]["frames"] - self.context
+    chunks = chunk_index(frames, self.chunk)[-1] + 1
+    first = samplers.timestep_list(setting.first_times)[:-1] if setting.first_times else ()
+    return forwards(
+      schedule(setting.grid()[:-1].tolist(), list(first), chunks),
+      solver=setting.solver,
+      context=self.causal.context,
+      guidance=setting.guidance,
+      context_frames=self.context,
+    )
+
   def setting(self, **overrides):
     """The run's own way of being sampled (config.eval), with changes."""
-    own = {f.name: self.config["eval"][f.name] for f in dataclasses.fields(Setting)}
+    evaluated = {f.name: f.default for f in dataclasses.fields(Setting)} | self.config["eval"]
+    own = {f.name: evaluated[f.name] for f in dataclasses.fields(Setting)}
     return Setting(**(own | {k: v for k, v in overrides.items() if v is not None}))
 
 
@@ -121,11 +146,11 @@ def open_network(reference):
 def make_sampler(network, setting):
   """draw(params, batch, key) -> latents [B, F, H, W, C] of the frames after the context."""
   draw = setup.make_draw(
-    velocity_fn(network.model, chunk=network.chunk),
+    network.causal,
     setting.grid(),
+    first_times=setting.first_times,
     solver=setting.solver,
     guidance=setting.guidance,
-    chunk=network.chunk,
   )
   return jax.jit(draw)
 

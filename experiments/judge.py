@@ -100,7 +100,7 @@ def time_network(network, setting, clips, *, runs):
     "total": total.to_dict(),
     "stages": watch.breakdown(),
     "per_frame": total.median / batch.x0.shape[1],
-    "nfe": setting.nfe,
+    "nfe": network.nfe(setting),
     "device": total.device,
   }
 

@@ -56,7 +56,7 @@ def main(argv):
     save_video(out, grid(rows, columns=8), generate.frame_rate(network.config))
   print(
     f"{out}: {VIDEOS.value} videos of {network.reference} by {setting.label} "
-    f"({setting.nfe} network evaluations), {seconds:.1f} s with compilation"
+    f"({network.nfe(setting)} network evaluations), {seconds:.1f} s with compilation"
   )
 
 

@@ -13,10 +13,13 @@ import jax.numpy as jnp
 
 from experiments.flags import check_keys, unknown_key
 from vidstep import losses, paths, samplers
+from vidstep.causal.cached import TEACHER_FORCING, CachedNetwork
+from vidstep.causal.kv_cache import CachePolicy
 from vidstep.causal.packed import PackedNetwork
 from vidstep.causal.rollout import rollout, self_rollout
 from vidstep.data.loader import Loader
 from vidstep.losses.flow_matching import bell
+from vidstep.masks import Rule, Window
 from vidstep.models.codec import load_codec
 from vidstep.models.cond import Cond, null_cond
 from vidstep.models.critics import Critic, critic_fn, features_fn
@@ -32,6 +35,8 @@ from vidstep.training.checkpoint import (
 from vidstep.training.optim import adamw, parse_ema
 from vidstep.training.state import init_state
 
+# Keys of `config.causal`; in runs from before one existed it is None.
+CAUSAL = ("chunk", "first", "forcing", "window", "sink", "context", "gradient")
 TIMES = {"uniform": paths.Uniform, "lognormal": paths.LogNormal, "logitnormal": paths.LogitNormal}
 
 
@@ -85,7 +90,7 @@ def build(config):
   """
   config = copy.deepcopy(config if isinstance(config, dict) else config.to_dict())
   check_keys(config)
-  config.setdefault("causal", dict.fromkeys(("chunk", "first", "forcing")))
+  config["causal"] = dict.fromkeys(CAUSAL) | config.get("causal", {})
   codec, loader = load_codec(config["data"]["codec"]), make_loader(config)
   prepare, example = _fit_to_data(config, codec, loader)
 
@@ -100,18 +105,18 @@ def build(config):
   references = {name: _reference(config, name) for name in objective.frozen}
   networks = [role for role in objective.roles if role != "critic"]
   models = {role: make_model(config, role) for role in networks}
-  chunks = {role: chunk_of(config, role) for role in networks}
+  causal = {role: causal_of(config, role, models[role]) for role in networks}
   for name, reference in references.items():
     models[name] = make_model(read_config(reference), parse_reference(reference)[1])
-    chunks[name] = chunk_of(config, name, of=reference)
-  velocities |= {name: velocity_fn(model, chunk=chunks[name]) for name, model in models.items()}
+    causal[name] = causal_of(config, name, models[name], of=reference)
+  velocities |= {name: way.velocity for name, way in causal.items()}
   velocities["velocity"] = velocities[objective.roles[0]]
-  chunk = chunks[objective.roles[0]]
-  if chunk is not None:
-    velocities["rollout"] = self_rollout(PackedNetwork(velocities["velocity"], chunk), chunk=chunk)
+  frames = config["data"]["context"] + example.x0.shape[1]
+  if causal[objective.roles[0]].chunk is not None:
+    velocities["rollout"] = causal[objective.roles[0]].rollout(frames)
   fresh = {role: functools.partial(init_params, models[role], example=example) for role in networks}
   if "critic" in objective.roles:
-    host, features = _features(config, models, chunks)
+    host, features = _features(config, models, causal)
     models["critic"] = make_critic(config)
     velocities |= {f"{host}_features": features, "critic": critic_fn(models["critic"])}
     fresh["critic"] = functools.partial(
@@ -263,11 +268,11 @@ def make_critic(config):
   return Critic(config["critic"]["dim"], config["critic"]["pooled"], dtype)
 
 
-def _features(config, models, chunks):
+def _features(config, models, causal):
   """Name of the network that the objective's critic sits on, and that network's features."""
   parameters = inspect.signature(losses.OBJECTIVES[config["objective"]["name"]]).parameters
   (host,) = (k.removesuffix("_features") for k in parameters if k.endswith("_features"))
-  return host, features_fn(models[host], config["critic"]["blocks"], chunk=chunks[host])
+  return host, features_fn(models[host], config["critic"]["blocks"], chunk=causal[host].chunk)
 
 
 def init_critic(critic, key, *, features, host, example):
@@ -306,6 +311,55 @@ def chunk_of(config, role, *, of=None):
   if not causal or chunks["chunk"] is None:
     return None
   return (chunks["first"], chunks["chunk"]) if chunks["first"] else chunks["chunk"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal:
+  """How a network sees and generates a video.
+
+  Attributes:
+    model: the `VideoDiT`.
+    chunk: frames that it denoises together, k or (first, k); None: the whole clip.
+    mask: a `Window` on top of causality, or None.
+    context: what later chunks read, "clean" or "last_step"; see `rollout`.
+    gradient: how far gradients of its own rollout reach; see `rollout`.
+  """
+
+  model: nn.Module
+  chunk: int | tuple[int, int] | None = None
+  mask: Rule | None = None
+  context: str = "clean"
+  gradient: str | int | None = "last_step"
+
+  @property
+  def velocity(self):
+    """velocity(params, x, t, cond)."""
+    return velocity_fn(self.model, chunk=self.chunk, mask=self.mask)
+
+  def network(self, frames):
+    """The network behind a cache that holds so many frames, as many as it attends to at least."""
+    if self.model.patch[0] > 1:  # a cache keeps single frames
+      return PackedNetwork(self.velocity, self.chunk)
+    sink = 0 if self.mask is None else self.mask.sink
+    rule = TEACHER_FORCING if self.mask is None else TEACHER_FORCING & self.mask
+    return CachedNetwork(self.model, CachePolicy(window=frames, sink=sink), rule)
+
+  def rollout(self, frames):
+    """Its own generation of a video of so many frames, context included: for self-forcing."""
+    how = {"context": self.context, "gradient": self.gradient}
+    return self_rollout(self.network(frames), chunk=self.chunk, **how)
+
+
+def causal_of(config, role, model, *, of=None):
+  """The `Causal` of a network; arguments as in `chunk_of`, and its module."""
+  chunk = chunk_of(config, role, of=of)
+  if of is not None and config["nets"].get(role, {}).get("causal") is None:
+    config = read_config(of)
+  causal = dict.fromkeys(CAUSAL) | (config.get("causal") or {})
+  window = Window(causal["window"], causal["sink"] or 0) if chunk and causal["window"] else None
+  reach = causal["gradient"] or "last_step"
+  reach = int(reach) if str(reach).isdigit() else reach  # a string where it came as a flag
+  return Causal(model, chunk, window, causal["context"] or "clean", reach)
 
 
 def load_frozen(setup):
@@ -449,11 +503,11 @@ def make_sample_fn(setup):
   steps, few = settings["steps"], tuple(settings["times"])
   shifted = lambda: samplers.timesteps(steps, shift=settings["shift"])
   draw = make_draw(
-    setup.velocities[role],
+    causal_of(setup.config, role, setup.models[role]),
     samplers.timestep_list(few, steps) if few else shifted(),
+    first_times=settings.get("first_times", ()),
     solver=settings["solver"],
     guidance=settings["guidance"],
-    chunk=chunk_of(setup.config, role),
   )
 
   def sample(params, batch, key):
@@ -465,29 +519,34 @@ def make_sample_fn(setup):
   return sample
 
 
-def make_draw(velocity, times, *, solver, guidance, chunk):
+def make_draw(way, times, *, first_times=(), solver, guidance):
   """Sampling as a pure function.
 
   Args:
-    velocity: `velocity(params, x, t, cond)`.
-    times: of the solver; of every chunk, if the network is causal.
+    way: the `Causal` of the network. If it has chunks, they come one after the other, see
+      `rollout`; else the whole clip at once.
+    times: of the solver, the final 0 included; of every chunk, if the network is causal.
+    first_times: intermediate times of the first chunk, if they differ.
     solver: name in `samplers.SOLVERS`.
     guidance: weight; 1 is none.
-    chunk: None for the whole clip at once; else chunk after chunk, see `rollout`.
 
   Returns:
     draw(params, batch, key) -> latents [B, F, H, W, C] of the frames after the context.
   """
+  velocity = way.velocity
+  first = samplers.timestep_list(first_times)[:-1].tolist() if first_times else ()
 
   def draw(params, batch, key):
     noise_key, key = jax.random.split(key)
     noise = jax.random.normal(noise_key, batch.x0.shape)
-    if chunk is not None:
-      network = PackedNetwork(velocity, chunk)
-      how = {"times": times[:-1], "solver": solver, "guidance": guidance}
-      return rollout(network, params, noise, batch.cond, key, chunk=chunk, **how)[0]
-    given = lambda cond: lambda x, t, **s: velocity(params, x, t, cond, **s)
-    field = samplers.guided(given(batch.cond), given(null_cond(batch.cond)), guidance)
-    return samplers.sample(field, noise, times, solver=solver, key=key)
+    if way.chunk is None:
+      given = lambda cond: lambda x, t, **s: velocity(params, x, t, cond, **s)
+      field = samplers.guided(given(batch.cond), given(null_cond(batch.cond)), guidance)
+      return samplers.sample(field, noise, times, solver=solver, key=key)
+    context = batch.cond.context
+    network = way.network(noise.shape[1] + (0 if context is None else context.shape[1]))
+    how = {"times": times[:-1].tolist(), "first_times": first, "context": way.context}
+    how |= {"solver": solver, "guidance": guidance, "chunk": way.chunk}
+    return rollout(network, params, noise, batch.cond, key, **how)[0]
 
   return draw

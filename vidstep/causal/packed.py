@@ -54,11 +54,12 @@ class PackedNetwork:
     Args:
       params: not looked at.
       like: array or `ShapeDtypeStruct` [B, n+F, H, W, C]: all frames, the context included.
-      cond: condition of the whole video; its context is not written, but counted.
+      cond: whose text is kept and whose fields are; its context is not written, but counted.
     """
     del params
     rows = jnp.zeros(like.shape[0], jnp.int32)
-    blank = lambda a: None if a is None else jnp.zeros_like(a)
+    shape = lambda a: (*like.shape[:2], *a.shape[2:])
+    blank = lambda a: None if a is None else jnp.zeros(shape(a), a.dtype)
     seen = 0 if cond.context is None else cond.context.shape[1]
     cond = cond.replace(
       actions=blank(cond.actions), image=blank(cond.image), context=None, clean=None
