@@ -6,16 +6,17 @@ import functools
 import jax
 import numpy as np
 
-from experiments import generate
+from experiments import generate, streams
+from experiments.play_server.remote import RemoteGame
 from experiments.play_server.world import Scenario, World
-from vidstep.causal.cached import CachedNetwork
-from vidstep.causal.kv_cache import CachePolicy
-from vidstep.causal.streaming import Engine
 from vidstep.data.captions import captions
 from vidstep.data.controls import Control
 from vidstep.data.loader import data_info, open_source
+from vidstep.data.worlds import DoomWorld, GymWorld
+from vidstep.training.checkpoint import read_config
 
-FEW = 4  # steps that the slider offers at least
+FEW = 4  # steps that an ODE starts with; more are slow
+GAMES = ("vizdoom", "gym")  # sources of data that can be played themselves
 SECONDS_BACK = 16  # that can be rewound, half a second at a time
 
 
@@ -30,48 +31,51 @@ def open_world(reference: str, *, sessions: int, window: int | None = None) -> W
   Raises:
     FileNotFoundError, ValueError: there is no such network, or it cannot be played.
   """
-  network = generate.open_network(reference)
-  setting, data, chunk = network.setting(), network.config["data"], network.chunk
-  if chunk is None:
-    raise ValueError(
-      f"{network.reference} denoises whole clips: only a causal network streams, such as the stage "
-      '"sf" of configs/doom/causal_rcm.py.'
-    )
-  if setting.guidance != 1:
-    raise ValueError(f"{network.reference} is sampled with guidance, which does not stream.")
-  info, chunk = data_info(data["path"]), chunk if isinstance(chunk, int) else chunk[1]
+  source = streams.trained(reference, clips=1)
+  network = generate.Network(
+    source.name, read_config(source.name), source.model, source.params, source.codec
+  )
+  setting, data = network.setting(), network.config["data"]
+  info = data_info(data["path"])
   names = info["scenario"].split(",") if "scenario" in info else [info["source"]]
-  reads_text = bool(network.model.text_dim)
-  most = max(FEW, setting.steps)
-  if setting.times:  # a list that the network was trained for: there are no steps beyond it
-    most = len(setting.times) + 1
-  window = window or data["frames"] - chunk
+  reads_text = bool(source.model.text_dim)
+  # A network that was trained for a list of times knows no steps beyond it.
+  most = len(setting.times) + 1 if setting.times else max(FEW, setting.steps)
+  window = window or max(source.frames - source.chunk, 1)
   begins = Begins(data["path"], network.context)
-  controls = controls_of(info) if network.model.action_dim else ()
+  controls = controls_of(info) if source.model.action_dim else ()
 
   def make_engine(say):
     say("Compiling the network; what is compiled is kept for the next start")
-    engine = _engine(network, setting, info, chunk, sessions, most, window)
+    engine = streams.make_engine(
+      source,
+      window=window,
+      sessions=sessions,
+      max_steps=most,
+      overlap=False,  # ticks are paced: waiting for one's own chunk shows a key sooner
+      history=2 * SECONDS_BACK,
+      history_every=max(1, round(0.5 * source.frame_rate / source.chunk)),
+    )
     engine.warmup()
     return engine
 
-  weights = sum(a.size for a in jax.tree.leaves(network.params))
+  weights = sum(a.size for a in jax.tree.leaves(source.params))
   return World(
     title=", ".join(name.replace("_", " ") for name in names[:3]),
-    frame_rate=info["frame_rate"],
-    chunk=chunk,
+    frame_rate=source.frame_rate,
+    chunk=source.chunk,
     size=tuple(info["shape"][1:3]),
     controls=controls,
     scenarios=tuple(Scenario(n, captions(n)[0] if reads_text else "") for n in names),
     reads_text=reads_text,
-    steps=(min(setting.steps, most), most),
+    steps=(setting.steps if setting.times else min(setting.steps, FEW), most),
     window=(window, window),
     make_engine=make_engine,
     begin=begins.arguments,
     times=lambda steps: tuple(float(t) for t in network.setting(steps=steps).grid()[:-1]),
-    make_game=functools.partial(_game, info, begins) if info["source"] != "synthetic" else None,
+    make_game=functools.partial(_game, info, begins) if info["source"] in GAMES else None,
     about={
-      "network": network.reference,
+      "network": source.name,
       "parameters": f"{weights / 1e6:.3g} million",
       "device": jax.devices()[0].device_kind,
     },
@@ -85,7 +89,7 @@ def controls_of(info: dict) -> tuple[Control, ...]:
     info: `data_info` of it.
   """
   if info["source"] == "gym":
-    world = _plain_game(info, info["scenario"])
+    world = _true_game(info, info["scenario"], here=True)
     world.close()
     return world.controls
   axis = lambda name: Control("axis", (name,), -10.0, 10.0)
@@ -156,41 +160,13 @@ class SameStart:
 
 
 def _game(info, begins, scenario):
-  return SameStart(_plain_game(info, scenario), scenario, begins)
+  return SameStart(_true_game(info, scenario), scenario, begins)
 
 
-def _plain_game(info, scenario):
-  from vidstep.data.worlds import DoomWorld, GymWorld  # only who plays it needs the package
-
-  size, skip = info["request"]["size"], info["frame_skip"]
-  if info["source"] == "gym":
-    return GymWorld(scenario, size, skip)
-  return DoomWorld(scenario, size, skip, info["buttons"])
-
-
-def _engine(network, setting, info, chunk, sessions, most, window):
-  pixels, frame_rate = info["shape"][1:3], info["frame_rate"]
-  policy = CachePolicy(window=window, positions="relative")
-  video = jax.ShapeDtypeStruct((1, 1, *pixels, 3), np.float32)
-  text = None
-  if network.model.text_dim:
-    from vidstep.models.text import TextEncoder
-
-    encoder = TextEncoder(network.config["data"]["text_tokens"])
-    text = lambda prompt: tuple(a[0] for a in encoder([prompt]))
-  return Engine(
-    CachedNetwork(network.model, policy),
-    network.params,
-    network.codec,
-    frame_shape=jax.eval_shape(network.codec.encode, video).shape[2:],
-    frame_rate=frame_rate,
-    chunk=chunk,
-    context_frames=network.context,
-    sessions=sessions,
-    max_steps=most,
-    text=text,
-    solver=setting.solver,
-    overlap=False,  # ticks are paced: waiting for one's own chunk shows a key sooner
-    history=2 * SECONDS_BACK,
-    history_every=max(1, round(0.5 * frame_rate / chunk)),
-  )
+def _true_game(info, scenario, here=False):
+  """The game behind a dataset, in a process of its own or in this one."""
+  doom = info["source"] == "vizdoom"
+  arguments = (scenario, info["request"]["size"], info["frame_skip"])
+  arguments += (info["buttons"],) if doom else ()
+  build = DoomWorld if doom else GymWorld
+  return build(*arguments) if here else RemoteGame(build, *arguments)
