@@ -84,7 +84,7 @@ class CachedNetwork:
       tokens=(h // ph) * (w // pw),
       heads=model.heads,
       head_dim=model.dim // model.heads,
-      text=self._text(params, like, cond),
+      text=self._text(params, b, cond),
       inputs=inputs,
     )
 
@@ -110,6 +110,35 @@ class CachedNetwork:
     out = self._run(params, x, t, s, cond, cache, NOISY)
     return out.v, self._write(cache, out, paths.x0_from_v(x, out.v.astype(x.dtype), t), cond)
 
+  def switch(self, params, cond: Cond, cache: KVCache) -> KVCache:
+    """The cache under a new prompt, `cond.text` and `cond.text_mask`; of the same shapes.
+
+    The keys of the text are computed anew. With `policy.recache` so are those of all frames that
+    the cache holds: they are run through the network once more, clean, at time 0, as one sequence
+    under the same causal mask (KV-recache, LongLive, 2509.22622, section 3.2). The order of slots
+    does not matter, since mask and positions go by frame numbers. Without it the frames keep what
+    they carry of the old prompt, which is cheaper and lingers.
+
+    The frames see each other, but no longer those that the cache has dropped. The live window does
+    not count here, so that it may be widened later.
+
+    Raises:
+      ValueError: for a network without text.
+    """
+    if self.model.text_dim is None:
+      raise ValueError("this network has no text to switch: build it with text_dim.")
+    text, mask = self._text(params, cache.count.shape[0], cond)
+    cache = cache.replace(text=text, text_mask=mask)
+    if not self.policy.recache:
+      return cache
+    inputs = cache.inputs
+    given = Cond(actions=self._actions(inputs.get("actions")), image=inputs.get("image"))
+    full = cache.replace(window=jnp.full_like(cache.window, self.policy.window))
+    past = Past(text=text, text_mask=mask)
+    t = jnp.zeros(cache.count.shape[0])
+    made = self._forward(params, inputs["x"], t, None, given, full.info, past).cache
+    return kv_cache.overwrite(cache, made.k, made.v)
+
   def _run(self, params, x, t, s, cond, cache, role):
     number = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     chunk = cache.chunks[:, None] + 0 * number
@@ -117,12 +146,18 @@ class CachedNetwork:
     for window in _windows(self.mask):
       if window.by == "chunk":
         self._check_kept(window, (window.size - 1) * x.shape[1])
-    return self._apply(params, x, t, s, cond, info, cache.past())
-
-  def _apply(self, params, x, t, s, cond, info, past):
-    layout = Layout(info, self._rule(), positions=self.policy.rope)
     cond = Cond(actions=cond.actions, image=cond.image)
+    return self._forward(params, x, t, s, cond, info, cache.past())
+
+  def _forward(self, params, x, t, s, cond, info, past):
+    layout = None if info is None else Layout(info, self._rule(), positions=self.policy.rope)
     return self.model.apply({"params": params}, x, t, s=s, cond=cond, layout=layout, cache=past)
+
+  def _actions(self, actions):
+    """Actions [B, F, S, A] as the network takes them."""
+    if actions is None:
+      return None
+    return actions[:, :, 0] if self.model.actions_per_frame == 1 else actions
 
   def _write(self, cache, out, x, cond):
     inputs = {"x": x, "image": cond.image}
@@ -141,22 +176,21 @@ class CachedNetwork:
     rules = getattr(self.mask, "rules", (self.mask,))
     return Intersection(tuple(map(pin, rules))) & Present()
 
-  def _text(self, params, like, cond):
-    """Keys, values and mask of the text: what a forward of one empty frame leaves behind."""
-    if self.model.text_dim is None:
+  def _text(self, params, batch, cond):
+    """Keys, values and mask of the text: what a forward of one empty patch leaves behind."""
+    model = self.model
+    if model.text_dim is None:
       return None, None
-    b, _, h, w, _ = like.shape
-    x = jnp.zeros((b, 1, *like.shape[2:]), like.dtype)
-    image = self.model.in_channels - x.shape[-1]
-    cond = Cond(text=cond.text, text_mask=cond.text_mask)
-    if image:
-      cond = cond.replace(image=jnp.zeros((b, 1, h, w, image), like.dtype))
-    out = self.model.apply({"params": params}, x, jnp.zeros(b), cond=cond, cache=Past())
-    shape = out.cache.text[0].shape[1:3]
+    x = jnp.zeros((batch, *model.patch, model.out_channels))
+    extra = model.in_channels - model.out_channels
+    image = jnp.zeros((*x.shape[:-1], extra)) if extra else None
+    given = Cond(text=cond.text, text_mask=cond.text_mask, image=image)
+    past = Past()
+    text = self._forward(params, x, jnp.zeros(batch), None, given, None, past).cache.text
     mask = cond.text_mask
     if mask is None:
-      mask = jnp.full(shape, cond.text is not None)
-    return out.cache.text, mask
+      mask = jnp.full(text[0].shape[1:3], cond.text is not None)
+    return text, mask
 
   def _check_kept(self, window, past):
     if past > self.policy.window or (window.by == "frame" and window.sink > self.policy.sink):

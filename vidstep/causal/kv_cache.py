@@ -1,6 +1,7 @@
 """The key-value cache of a stream: a policy as data, slots of fixed size, writing and pinning."""
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import flax.struct
@@ -198,6 +199,12 @@ def write(cache: KVCache, k, v, inputs) -> KVCache:
   )
 
 
+def overwrite(cache: KVCache, k, v) -> KVCache:
+  """The cache with the keys and values [L, B, P, S, heads, D] of all its slots replaced."""
+  store = functools.partial(quantize.store, cache.policy.dtype)
+  return cache.replace(keys=store(k, smooth=True), values=store(v, smooth=False))
+
+
 def pin(cache: KVCache, frame) -> KVCache:
   """Keeps a frame for as long as the stream runs, or until its slot is needed for a newer pin.
 
@@ -232,7 +239,7 @@ def pin(cache: KVCache, frame) -> KVCache:
     frame=copy(cache.frame),
     chunk=copy(cache.chunk),
     valid=copy(cache.valid),
-    pins=cache.pins + do,
+    pins=cache.pins + do.astype(jnp.int32),
     inputs=jax.tree.map(copy, cache.inputs),
   )
 

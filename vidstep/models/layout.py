@@ -195,7 +195,7 @@ def _deal(clean, noisy, shards):
   """[B, n, ...] and [B, F, ...] -> [B, n+F, ...], to every shard its clean and its noisy frames."""
   if clean is None:
     return None
-  xp = np if isinstance(clean, np.ndarray) else jnp
+  xp = np if all(isinstance(a, np.ndarray) for a in (clean, noisy)) else jnp
   part = lambda a: a.reshape(a.shape[0], shards, a.shape[1] // shards, *a.shape[2:])
   both = xp.concatenate([part(clean), part(noisy)], axis=2)
   return both.reshape(clean.shape[0], -1, *clean.shape[2:])
