@@ -12,13 +12,13 @@ import contextlib
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import webbrowser
 
 from absl import flags
 
 from experiments import flags as shared
+from experiments.play_server import finding
 
 NETWORK = flags.DEFINE_string("network", None, 'Causal network, "workdir:role:ema"; see --workdir.')
 WORKDIR = shared.define_workdir(
@@ -34,12 +34,11 @@ MAX_SESSIONS = flags.DEFINE_integer(
 MAX_MESSAGE = flags.DEFINE_integer("max_message_bytes", 4096, "Of a page's messages.", 256, 65536)
 QUALITY = flags.DEFINE_integer("quality", 95, "Of the JPEGs.", 1, 95)
 WINDOW = flags.DEFINE_integer("window", None, "Frames that the cache keeps; as in training.", 1)
-STAGE = "sf"  # of the pipeline: its student is what is played
 
 
 def main(argv):
   del argv
-  reference = find(NETWORK.value, WORKDIR.value, TRAIN.value)
+  reference = finding.find(NETWORK.value, WORKDIR.value, TRAIN.value)
   try:
     from experiments.play_server.runner import Runner
     from experiments.play_server.saves import Saves
@@ -71,49 +70,6 @@ def main(argv):
     ) from error
   finally:
     runner.stop()
-
-
-def find(network, workdir, train=None):
-  """The reference of the network to play; trains it if it is missing and `train` says how.
-
-  Raises:
-    ValueError: neither network nor workdir was given.
-    FileNotFoundError: the network is not there.
-  """
-  if network:
-    return network
-  if not workdir:
-    raise ValueError("Which world? Give --workdir=runs/world or --network=workdir:role:ema.")
-  stage = pathlib.Path(workdir) / STAGE
-  if not finished(stage):
-    if not train:
-      raise FileNotFoundError(
-        f"There is no trained student in {stage}: `make play` trains one, or run python -m "
-        f"experiments.pipeline --config=configs/doom/causal_rcm.py --workdir={workdir}"
-      )
-    make(train, workdir)
-  return f"{stage}:student:ema"
-
-
-def finished(stage):
-  """Whether a stage of a pipeline has a checkpoint and is not half done."""
-  done = stage.parent / "pipeline.json"
-  trained = any((stage / "checkpoints").glob("*/meta"))
-  return trained and (not done.exists() or f'"{stage.name}"' in done.read_text())
-
-
-def make(config, workdir):
-  """Runs a pipeline in a process of its own."""
-  line = "=" * 100
-  print(
-    f"\n{line}\nThere is no world in {workdir} yet: it is trained now, once ({config}).\n"
-    "On two CPU cores that takes about 20 minutes; if you interrupt it, the same command goes on.\n"
-    f"{line}",
-    flush=True,
-  )
-  words = ["-m", "experiments.pipeline", f"--config={config}", f"--workdir={workdir}"]
-  if subprocess.run([sys.executable, *words], check=False).returncode:
-    raise ValueError("The world was not trained: the message is above. The same command goes on.")
 
 
 def has_screen():

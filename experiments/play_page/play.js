@@ -72,7 +72,7 @@ const HEARD = {
   },
   status(message) {
     const titles = { starting: "Warming up", full: "No place is free", failed: "The world has stopped" };
-    const seconds = message.state === "starting" && message.seconds >= 1 ? ` ${Math.floor(message.seconds)} s` : "";
+    const seconds = message.state === "starting" && message.seconds >= 1 ? ` (${Math.floor(message.seconds)}\u00a0s)` : "";
     show(message.state, titles[message.state] || "Ready", message.text + seconds);
     if (message.state === "ready") $("stage").focus({ preventScroll: true });
   },
@@ -447,14 +447,14 @@ const budget = () => (1000 * world.chunk) / world.frame_rate; // ms that a chunk
 function measure() {
   const now = performance.now();
   while (points.length && points[0].at < now - 1000 * SECONDS_SHOWN) points.shift();
-  if (!state || document.hidden) return;
+  if (!world || document.hidden) return;
   const latency = points.filter((p) => "latency" in p).map((p) => p.latency);
   const photon = points.filter((p) => "photon" in p).map((p) => p.photon);
   $("fps").textContent = streams.a.rate ? streams.a.rate.toFixed(1) : "–";
   $("latency").textContent = latency.length ? `${round(quantile(latency, 0.5))} / ${round(quantile(latency, 0.95))} ms` : "–";
   if (photon.length) $("photon").textContent = `${round(quantile(photon, 0.5))} ms`;
   for (const name of ["a", "b"]) {
-    const own = state.worlds[name];
+    const own = state && state.worlds[name];
     if (own) $(`info-${name}`).textContent = `frame ${streams[name].frame}, ${own.steps} step${own.steps > 1 ? "s" : ""}`;
   }
   drawGraph($("graph"), points, budget(), now);

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from play_world import page
 
-from experiments import play
+from experiments.play_server import finding
 from experiments.play_server.opening import Begins, SameStart, controls_of
 from vidstep.data.controls import Control
 
@@ -121,16 +121,16 @@ def test_bad_input_ends_in_one_sentence(given, sentence):
 
 def test_a_finished_student_is_found_and_a_missing_one_is_trained(tmp_path, monkeypatch):
   made = []
-  monkeypatch.setattr(play, "make", lambda config, workdir: made.append((config, str(workdir))))
-  assert play.find("x:model", None) == "x:model"
-  assert play.find(None, tmp_path, "c.py") == f"{tmp_path}/sf:student:ema"
+  monkeypatch.setattr(finding, "make", lambda config, workdir: made.append((config, str(workdir))))
+  assert finding.find("x:model", None) == "x:model"
+  assert finding.find(None, tmp_path, "c.py") == f"{tmp_path}/sf:student:ema"
   assert made == [("c.py", str(tmp_path))]
   (tmp_path / "sf" / "checkpoints" / "40" / "meta").mkdir(parents=True)
   (tmp_path / "pipeline.json").write_text(json.dumps({"teacher": 9.0}))  # sf was interrupted
-  play.find(None, tmp_path, "c.py")
+  finding.find(None, tmp_path, "c.py")
   assert len(made) == 2
   (tmp_path / "pipeline.json").write_text(json.dumps({"teacher": 9.0, "sf": 20.0}))
-  assert play.find(None, tmp_path, "c.py") == f"{tmp_path}/sf:student:ema"
+  assert finding.find(None, tmp_path, "c.py") == f"{tmp_path}/sf:student:ema"
   assert len(made) == 2
 
 
@@ -143,12 +143,12 @@ def test_a_world_that_is_missing_is_announced_and_made_by_the_pipeline(tmp_path,
     '  config.stages = ({"name": "sf", "title": "nothing", "minutes": 1, "run": "this"},)\n'
     "  return config\n"
   )
-  play.make(str(config), str(tmp_path / "world"))
+  finding.make(str(config), str(tmp_path / "world"))
   said = capfd.readouterr().out
   assert "There is no world in" in said and "20 minutes" in said
   assert "sf" in json.loads((tmp_path / "world" / "pipeline.json").read_text())
   with pytest.raises(ValueError, match="was not trained"):
-    play.make(str(tmp_path / "none.py"), str(tmp_path / "world"))
+    finding.make(str(tmp_path / "none.py"), str(tmp_path / "world"))
 
 
 def test_controls_come_from_the_data():

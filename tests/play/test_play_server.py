@@ -20,6 +20,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus, NegotiationError
 
 from experiments.play_server import protocol
+from experiments.play_server import server as server_module
 
 
 def pixels(picture):
@@ -422,6 +423,22 @@ def test_a_slow_reader_gets_the_newest_picture_and_delays_nobody(tmp_path):
       await asyncio.sleep(0.3)
       await other.watch(count=10)
       deaf.close()
+
+  asyncio.run(play())
+
+
+def test_a_page_that_never_acknowledges_is_given_up_and_its_place_is_free(tmp_path, monkeypatch):
+  monkeypatch.setattr(server_module, "PATIENCE", 0.5)
+
+  async def play():
+    async with (
+      serving(tmp_path, FakeEngine(sessions=1)) as server,
+      page(server, acknowledge=False) as deaf,
+      page(server, playing=False) as next_one,
+    ):
+      await asyncio.wait_for(deaf.socket.wait_closed(), 20)
+      assert deaf.socket.close_code == 1008 and "for a minute" in deaf.socket.close_reason
+      await next_one.watch()
 
   asyncio.run(play())
 
