@@ -7,11 +7,21 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.io.wan_files import CONFIG, DEPTH, diffusers_state, original_state, write
+from tests.io.wan_files import (
+  CONFIG,
+  DEPTH,
+  diffusers_state,
+  original_state,
+  original_vae_names,
+  write,
+)
 from vidstep.io import load_wan, save_wan
-from vidstep.io.rules import flatten, load_params
+from vidstep.io.rules import flatten, load_params, save_params
 from vidstep.io.tensors import open_tensors
+from vidstep.io.wan import init_vae
+from vidstep.io.wan_vae import from_original, vae_rules
 from vidstep.models.dit import stack_blocks
+from vidstep.models.vae import WanVAE
 from vidstep.parallel.mesh import make_mesh
 from vidstep.parallel.sharding import state_sharding
 
@@ -166,6 +176,19 @@ def test_a_wrong_shape_is_named(tmp_path):
   message = r"blocks\.1\.attn2\.to_v\.weight has shape \(16, 15\), .* of shape \(16, 16\)"
   with pytest.raises(ValueError, match=message):
     load_wan(folder(tmp_path, state))
+
+
+def test_the_vae_of_the_original_release(tmp_path):
+  vae = WanVAE(base=2, channels=2, mean=(0.1, 0.2), std=(1.0, 2.0))
+  rng = np.random.default_rng(0)
+  like = jax.eval_shape(lambda: init_vae(vae))["params"]
+  params = jax.tree.map(lambda a: rng.standard_normal(a.shape).astype(np.float32), like)
+  original = {from_original(name): name for name in original_vae_names()}
+  state = {original[i.name]: i.read() for i in save_params(params, vae_rules(vae))}
+  path = write(tmp_path / "vae.safetensors", state)
+  model, got = load_wan(path, "vae", base=2, channels=2, mean=(0.1, 0.2), std=(1.0, 2.0))
+  assert model == vae
+  assert_same(got, params)
 
 
 def test_another_network_is_named(tmp_path):
