@@ -199,7 +199,6 @@ def world() -> ConfigDict:
   # context: "clean", or "last_step" for noisy context; late: frames by which actions come too late;
   # i3d: whether FVD and KVD are measured, of the baselines too if of any row.
   config.rows = ()
-  config.baselines = ("codec", "repeat last frame")
   config.clips = 12  # rollouts, each from the context of a held-out episode
   config.frames = (16, 32)  # lengths at which distributions are compared
   config.next_clips = 20  # clips of the training length, for the next frames

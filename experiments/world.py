@@ -22,7 +22,9 @@ from experiments.world_table import evaluate
 CONFIG = shared.define_config(common.world)
 WORKDIR = shared.define_workdir("Folder of the table; finished rows are reused.")
 ROWS = flags.DEFINE_list("rows", None, "Fill these rows only: numbers, from 1, or names.")
-SMALL = flags.DEFINE_bool("small", False, "A handful of clips, no FVD: shows that it runs.")
+SMALL = flags.DEFINE_bool(
+  "small", False, "A handful of clips of any length, no FVD: shows that it runs, and nothing else."
+)
 
 
 def main(argv):
@@ -32,7 +34,7 @@ def main(argv):
   config = CONFIG.value.to_dict()
   if SMALL.value:
     config |= {"clips": 4, "next_clips": 8, "long_clips": 2, "latency_runs": 2, "i3d_frames": ()}
-    config |= {"reader_steps": 200, "resamples": 50}
+    config |= {"reader_steps": 200, "resamples": 50, "small": True}
   evaluate(config, pathlib.Path(WORKDIR.value), rows=ROWS.value or None)
 
 

@@ -79,6 +79,8 @@ def make_bench(config, network, workdir):
   """
   data, n = network.config["data"], network.context
   path, horizon = data["path"], data["frames"] - n
+  if config.get("small"):
+    config = cut_down(config, path, n)
   if config["long"] < max(config["frames"]) or not set(config["i3d_frames"]) <= {*config["frames"]}:
     raise ValueError(
       f"config.long={config['long']} must reach beyond config.frames={config['frames']}, and "
@@ -88,16 +90,15 @@ def make_bench(config, network, workdir):
   if not names:
     raise ValueError(f"{path} has no actions: a world model is judged by what it makes of them.")
   held = hold(names, config["hold"])
-  recorded = episodes(path, "test")
   conditions, reference = hold_out(
     path,
-    recorded,
     clips=config["clips"],
     length=n + config["long"],
     reference_length=n + max(config["frames"]),
     seed=config["seed"],
+    small=config.get("small", False),
   )
-  near = windows(recorded, n + horizon)
+  near = windows(episodes(path, "test"), n + horizon)
   near = take(near, spread(config["next_clips"], len(near["video"])))
   reader, turns = learn_actions(path, names, config, workdir)
   return Bench(
@@ -174,15 +175,15 @@ def windows(recorded, length):
   )
 
 
-def one_each(recorded, length, seed):
-  """A window of `length` frames of every episode that is so long, from anywhere in it."""
+def anywhere(recorded, length, seed, each=1):
+  """`each` windows of `length` frames of every episode that is so long, from anywhere in it."""
   rng = np.random.default_rng(seed)
-  seen = {}
-  for episode in recorded:
-    room = len(episode["video"]) - length
-    if room >= 0 and episode["episode"] not in seen:
-      seen[episode["episode"]] = _cut(episode, int(rng.integers(room + 1)), length)
-  return _batch(seen.values())
+  long = {e["episode"]: e for e in recorded[::-1] if len(e["video"]) >= length}
+  return _batch(
+    _cut(episode, int(rng.integers(len(episode["video"]) - length + 1)), length)
+    for _, episode in sorted(long.items())
+    for _ in range(each)
+  )
 
 
 def _cut(episode, start, length):
@@ -205,16 +206,16 @@ def spread(count, of):
   return np.unique(np.linspace(0, of - 1, min(count, of)).round().astype(int))
 
 
-def hold_out(path, recorded, *, clips, length, reference_length, seed):
+def hold_out(path, *, clips, length, reference_length, seed, small=False):
   """Contexts to start from, each of another held-out episode, and real clips of other episodes.
 
   Args:
-    path: of the dataset, for messages.
-    recorded: its test episodes.
+    path: dataset.
     clips: N.
     length: frames of each condition.
     reference_length: frames of each reference clip.
     seed: of where in its episode a condition begins.
+    small: take several conditions of an episode, and real clips of the train split, if need be.
 
   Returns:
     (N windows, M windows with N <= M <= 4 N), batches of clips.
@@ -222,16 +223,19 @@ def hold_out(path, recorded, *, clips, length, reference_length, seed):
   Raises:
     ValueError: if there are too few episodes, or they are too short.
   """
-  long = one_each(recorded, length, seed)
+  recorded = episodes(path, "test")
+  long = anywhere(recorded, length, seed, each=clips if small else 1)
   found = 0 if long is None else len(long["video"])
   if found < clips:
-    longest = max(len(episode["video"]) for episode in recorded)
     raise ValueError(
-      f"{path} has {found} test episodes of {length} frames or more (the longest has {longest}), "
-      f"{clips} are asked for: lower config.clips or config.long, or record more episodes."
+      f"{path} has {found} test episodes of {length} frames or more (the longest has "
+      f"{longest(recorded)}), {clips} are asked for: lower config.clips or config.long, or record "
+      "more episodes."
     )
   chosen = take(long, spread(clips, found))
   others = [episode for episode in recorded if episode["episode"] not in chosen["episode"]]
+  if small and not others:
+    others = episodes(path, "train")
   others = windows(others, reference_length)
   found = 0 if others is None else len(others["video"])
   if found < max(clips, 2):
@@ -240,6 +244,19 @@ def hold_out(path, recorded, *, clips, length, reference_length, seed):
       f"compare with, {clips} are needed: lower config.clips, or record more episodes."
     )
   return chosen, take(others, spread(REFERENCE * clips, found))
+
+
+def longest(recorded):
+  """Frames of the longest episode."""
+  return max(len(episode["video"]) for episode in recorded)
+
+
+def cut_down(config, path, context):
+  """The config of a small run with lengths that the episodes have."""
+  room = longest(episodes(path, "test")) - context
+  frames = tuple(length for length in config["frames"] if length <= room) or (room,)
+  hold_frames = min(config["hold_frames"], room)
+  return config | {"long": min(config["long"], room), "frames": frames, "hold_frames": hold_frames}
 
 
 # ------------------------------------------------------------------------------------------------

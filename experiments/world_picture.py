@@ -31,7 +31,9 @@ def draw(cells, bench, path):
   n, count = bench.context, bench.config["shown"]
   real = cells["real"]["rollout"]
   frames = min(real.shape[1], FRAMES)
-  lively = np.argsort(-motion_magnitude(real[:, :frames]).mean(axis=1))[:count]
+  # Of the clips with counterfactuals, those that move most: others show nothing.
+  seen = real[: bench.config["hold_clips"], :frames]
+  lively = np.argsort(-motion_magnitude(seen).mean(axis=1))[:count]
   parts = []
   for clip in lively:
     context = bench.conditions["video"][clip : clip + 1, :n]

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import generate
+from experiments import generate, setup
 from vidstep import samplers
-from vidstep.causal.cached import CachedNetwork
+from vidstep.causal.cached import TEACHER_FORCING, CachedNetwork
 from vidstep.causal.guided import Guided
 from vidstep.causal.kv_cache import CachePolicy
 from vidstep.causal.rollout import begin, rollout
@@ -28,14 +28,14 @@ class Player:
   Attributes:
     network: an opened `generate.Network`.
     setting: how it is sampled.
-    context: "clean", or "last_step" for noisy context (causal networks only).
+    context: "clean", or "last_step" for noisy context (causal networks only); None: its own.
     window: frames that the cache keeps; None: as many as a chunk saw in training.
     batch: clips at a time.
   """
 
   network: generate.Network
   setting: generate.Setting
-  context: str = "clean"
+  context: str | None = None
   window: int | None = None
   batch: int = 16
 
@@ -45,6 +45,8 @@ class Player:
         f"{self.network.reference} was trained without context frames: a world model goes on from "
         "real ones. Train it with --config.data.context=2 or the like."
       )
+    if self.context is None:
+      object.__setattr__(self, "context", self.network.causal.context)
     if self.context != "clean" and not self.causal:
       raise ValueError(f"{self.network.reference} is not causal: it has no {self.context} context.")
 
@@ -73,9 +75,10 @@ class Player:
   @property
   def behind(self):
     """The causal network with a cache of bounded size, guided if the setting says so."""
-    kept = self.network.config["data"]["frames"] - self.chunk
-    policy = CachePolicy(window=self.window or kept, positions="relative")
-    cached = CachedNetwork(self.network.model, policy)
+    kept, mask = self.network.config["data"]["frames"] - self.chunk, self.network.causal.mask
+    sink, rule = (0, TEACHER_FORCING) if mask is None else (mask.sink, TEACHER_FORCING & mask)
+    policy = CachePolicy(window=self.window or kept, sink=sink, positions="relative")
+    cached = CachedNetwork(self.network.model, policy, rule)
     return cached if self.setting.guidance == 1 else Guided(cached, self.setting.guidance)
 
   def play(self, clips, frames, *, seed, progress=lambda n: None):
@@ -132,7 +135,7 @@ class Player:
         noise_key, k = jax.random.split(k)
         noise = jax.random.normal(noise_key, self._like(cond).shape)
         latents, cache = _go_on(
-          self.behind, params, noise, now, k, cache, chunk=chunk, how=self._how()
+          self.behind, params, noise, now, k, cache, chunk=chunk, how=self._how(call == 0)
         )
       else:
         now = cond.replace(actions=at(first - n, first + size))
@@ -142,18 +145,22 @@ class Player:
 
   def _given(self, part):
     """Condition of some clips: latents of the context, text; the actions are cut call by call."""
-    frames = self.network.context + self.horizon
+    frames, data = self.network.context + self.horizon, self.network.config["data"]
     batch = {"video": part["video"][:, :frames], "actions": part["actions"][:, :frames]}
+    if data.get("text"):
+      batch["text"], batch["text_mask"] = setup.text_encoder(data)(part["caption"].tolist())
     return self.network.prepare(batch).cond.replace(clean=None)
 
   def _like(self, cond):
     b, _, *rest = cond.context.shape
     return jax.ShapeDtypeStruct((b, self.horizon, *rest), jnp.float32)
 
-  def _how(self):
-    """What decides how a chunk is denoised; static and hashable."""
-    times = tuple(float(t) for t in self.setting.grid()[:-1])
-    return times, self.setting.solver, self.context
+  def _how(self, first=False):
+    """What decides how chunks are denoised; static and hashable."""
+    own = self.setting.first_times if first else ()
+    grids = self.setting.grid(), samplers.timestep_list(own) if own else [0.0]
+    times, first_times = (tuple(float(t) for t in grid[:-1]) for grid in grids)
+    return times, first_times, self.setting.solver, self.context
 
   def time(self, clips, runs):
     """Milliseconds a frame at batch 1, by stage, without compilation; decode includes the transfer.
@@ -202,8 +209,9 @@ def _start(network, params, like, cond):
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("chunk", "how"))
 def _go_on(network, params, noise, cond, key, cache, *, chunk, how):
   """Frames like noise behind a cache, and the cache after them."""
-  times, solver, context = how
-  how = {"chunk": chunk, "times": times, "solver": solver, "context": context}
+  times, first_times, solver, context = how
+  how = {"chunk": chunk, "times": times, "first_times": first_times}
+  how |= {"solver": solver, "context": context}
   return rollout(network, params, noise, cond, key, cache=cache, **how)
 
 

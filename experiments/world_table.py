@@ -20,18 +20,28 @@ from experiments.world_rollout import Player
 from vidstep.metrics.actions import shifted, shuffled
 from vidstep.training.checkpoint import parse_reference
 
-SETTING = ("solver", "steps", "shift", "guidance", "times")
+SETTING = ("solver", "steps", "shift", "guidance", "times", "first_times")
 KEYS = ("name", "network", "context", "late", "i3d", *SETTING)
 BASELINES = ("codec", "repeat last frame")
 
 
 def evaluate(config, workdir, *, rows=None):
-  """Fills every row, then writes tables, plot and picture. Returns {row name: numbers}."""
+  """Fills every row, then writes tables, plot and picture.
+
+  Args:
+    config: a dict (`common.world`); with "small": True what there is of data will do.
+    workdir: where to.
+    rows: see `select`.
+
+  Returns:
+    {row name: numbers}.
+  """
   began = time.perf_counter()
   rows = select(config["rows"], rows)
   players = open_players(config, rows)
   network = next(iter(players.values())).network
   bench = make_bench(config, network, workdir)
+  config = bench.config
 
   fills = {name: _baseline(name, bench, network) for name in ("real", *BASELINES)}
   fills |= {name: _generated(player, rows[name], bench) for name, player in players.items()}
@@ -46,7 +56,7 @@ def evaluate(config, workdir, *, rows=None):
 
   # FVD last: on a CPU it takes longer than all the rest, which is readable meanwhile.
   lengths = config["i3d_frames"]
-  chosen = ["real", *BASELINES, *(n for n, row in rows.items() if row.get("i3d"))]
+  chosen = ["real", "repeat last frame", *(n for n, row in rows.items() if row.get("i3d"))]
   for name in tqdm(chosen if lengths else (), desc="FVD", unit="row", dynamic_ncols=True):
     fill = lambda n=name: world_score.distances(cells[n]["rollout"], bench, ("i3d",), lengths)
     found = _cell(workdir, config, (fills[name][0], "i3d", lengths), fill)
@@ -117,8 +127,8 @@ def open_players(config, rows):
         "table needs one recording, number of frames, context and codec."
       )
     setting = network.setting(**{axis: row.get(axis) for axis in SETTING})
-    context = row.get("context") or "clean"
-    players[name] = Player(network, setting, context, config["window"], config["batch"])
+    how = {"window": config["window"], "batch": config["batch"]}
+    players[name] = Player(network, setting, row.get("context"), **how)
   return players
 
 
@@ -218,7 +228,7 @@ def _generated(player, row, bench):
 def _cell(workdir, config, key, fill):
   """The cell from disk if it is there, else filled and saved, whole or not at all."""
   parts = ("clips", "frames", "next_clips", "long", "long_clips", "seed", "resamples", "batch")
-  parts += ("latency_runs", "reader_steps", "reader_clips", "hold", "hold_frames")
+  parts += ("latency_runs", "reader_steps", "reader_clips", "hold", "hold_frames", "hold_clips")
   text = json.dumps([key, {part: config[part] for part in parts}], sort_keys=True)
   path = workdir / "cells" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.pkl"
   if path.exists():

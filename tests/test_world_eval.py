@@ -88,25 +88,33 @@ def test_clips_of_an_episode_are_joined_in_order_and_parted_at_gaps():
   ]
   cut = world_bench.windows(found, 3)
   assert cut["actions"][..., 0].tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5], [12, 13, 14]]
-  each = world_bench.one_each(found, 5, seed=0)
+  each = world_bench.anywhere(found, 5, seed=0)
   assert each["episode"].tolist() == [1]
   np.testing.assert_array_equal(np.diff(each["actions"][0, :, 0]), 1)
 
 
-def test_conditions_share_no_episode_with_the_reference(recorded):
-  chosen, other = world_bench.hold_out(
-    DATA, recorded, clips=4, length=20, reference_length=8, seed=0
-  )
+def test_conditions_share_no_episode_with_the_reference():
+  chosen, other = world_bench.hold_out(DATA, clips=4, length=20, reference_length=8, seed=0)
   assert len(set(chosen["episode"])) == 4
   assert len(other["video"]) == 16
   assert not set(chosen["episode"]) & set(other["episode"])
 
 
-def test_too_few_or_too_short_episodes_are_told(recorded):
+def test_too_few_or_too_short_episodes_are_told():
   with pytest.raises(ValueError, match=r"the longest has 24.*lower config.clips or config.long"):
-    world_bench.hold_out(DATA, recorded, clips=4, length=25, reference_length=8, seed=0)
+    world_bench.hold_out(DATA, clips=4, length=25, reference_length=8, seed=0)
   with pytest.raises(ValueError, match=r"The other test episodes .* hold 0 clips"):
-    world_bench.hold_out(DATA, recorded, clips=24, length=20, reference_length=8, seed=0)
+    world_bench.hold_out(DATA, clips=24, length=20, reference_length=8, seed=0)
+
+
+def test_a_small_run_takes_what_there_is():
+  one = "synthetic:clips=1,frames=12,size=16"
+  chosen, other = world_bench.hold_out(
+    one, clips=3, length=8, reference_length=4, seed=0, small=True
+  )
+  assert len(chosen["video"]) == len(other["video"]) == 3
+  few = {"frames": (16, 32), "long": 100, "hold_frames": 10}
+  assert world_bench.cut_down(few, one, 2) == {"frames": (10,), "long": 10, "hold_frames": 10}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -202,7 +210,9 @@ def config():
   made.networks = {"whole": "{runs}/whole:model", "causal": "{runs}/causal:model"}
   made.update(runs="runs/x", rows=ROWS, clips=4, long_clips=2, batch=4, long=20, frames=(6, 10))
   made.update(next_clips=4, i3d_frames=(), latency_runs=1, resamples=20)
-  made.update(reader_steps=3, reader_clips=8, hold_frames=3, shown=1, picture=("causal 1",))
+  made.update(
+    reader_steps=3, reader_clips=8, hold_frames=3, hold_clips=2, shown=1, picture=("causal 1",)
+  )
   made.hold.update(left="LEFT", right="RIGHT", forward="UP")
   return made.to_dict()
 

@@ -184,7 +184,8 @@ def following(odds, actions, reader, *, buttons=None, seed=0, resamples=200, lev
     odds: [N, T-1, A] from `InverseDynamics.read`.
     actions: [N, T, A] what was asked for; frames with the null action do not count.
     reader: the `InverseDynamics`.
-    buttons: names over which `balanced` is the mean; None for all that are both up and down here.
+    buttons: names over which `balanced` is the mean, of those that are both up and down here; None,
+      or if none of them is: all.
     seed, resamples, level: of the bootstrap over clips.
 
   Returns:
@@ -220,7 +221,8 @@ def following(odds, actions, reader, *, buttons=None, seed=0, resamples=200, lev
   each = dict(zip(reader.names, balanced(np.arange(len(odds))), strict=True))
   rare = [min(of.sum(axis=0)[a] for _, of in tally.values()) for a in range(down.shape[-1])]
   fit = [n for n, few in zip(reader.names, rare, strict=True) if few > _RARE * known.sum()]
-  chosen = [a for a, n in enumerate(reader.names) if n in fit and (buttons is None or n in buttons)]
+  wanted = [n for n in fit if buttons is None or n in buttons] or fit
+  chosen = [reader.names.index(n) for n in wanted]
   if not chosen:
     raise ValueError("No button is both up and down in these clips: there is nothing to follow.")
 
