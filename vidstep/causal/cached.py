@@ -52,9 +52,8 @@ class CachedNetwork:
       raise NotImplementedError(
         f"a cache keeps single frames: patch={tuple(self.model.patch)} must begin with 1."
       )
-    for window in _windows(self.mask):
-      if window.by == "frame":
-        self._check_kept(window, window.size - 1)
+    for window in _windows(self.mask):  # a chunk is a frame at least; its size, when it is known
+      self._check_kept(window, window.size - 1)
 
   def start(self, params, like, cond: Cond) -> KVCache:
     """An empty cache for videos shaped like `like` [B, F, H, W, C], with the text of `cond`.
@@ -193,7 +192,7 @@ class CachedNetwork:
     return text, mask
 
   def _check_kept(self, window, past):
-    if past > self.policy.window or (window.by == "frame" and window.sink > self.policy.sink):
+    if past > self.policy.window or window.sink > self.policy.sink:
       raise ValueError(
         f"{window} lets a frame see {past} earlier ones and {window.sink} of the sink, but the "
         f"cache keeps window={self.policy.window} and sink={self.policy.sink}: enlarge the policy."
