@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from experiments.flags import check_keys, unknown_key
 from vidstep import losses, paths, samplers
 from vidstep.causal.cached import TEACHER_FORCING, CachedNetwork
+from vidstep.causal.extension import extension
 from vidstep.causal.kv_cache import CachePolicy
 from vidstep.causal.packed import PackedNetwork
 from vidstep.causal.rollout import rollout, self_rollout
 from vidstep.data.loader import Loader
 from vidstep.losses.flow_matching import bell
+from vidstep.losses.long_tuning import LONGEST
 from vidstep.masks import Rule, Window
 from vidstep.models.codec import load_codec
 from vidstep.models.cond import Cond, null_cond
@@ -37,6 +39,7 @@ from vidstep.training.state import init_state
 
 # Keys of `config.causal`; in runs from before one existed it is None.
 CAUSAL = ("chunk", "first", "forcing", "window", "sink", "context", "gradient")
+ON_POLICY = ("self_forcing", "self_forcing_gan", "long_tuning")  # they learn on their own rollouts
 TIMES = {"uniform": paths.Uniform, "lognormal": paths.LogNormal, "logitnormal": paths.LogitNormal}
 
 
@@ -112,9 +115,15 @@ def build(config):
   velocities |= {name: way.velocity for name, way in causal.items()}
   velocities["velocity"] = velocities[objective.roles[0]]
   frames = config["data"]["context"] + example.x0.shape[1]
-  if causal[objective.roles[0]].chunk is not None:
-    velocities["rollout"] = causal[objective.roles[0]].rollout(frames)
+  own = causal[objective.roles[0]]
+  if own.chunk is not None:
+    velocities["rollout"] = own.rollout(frames)
   fresh = {role: functools.partial(init_params, models[role], example=example) for role in networks}
+  if config["objective"]["name"] == "long_tuning":
+    longest = config["objective"].get("longest", LONGEST)
+    blank, velocities["extend"] = own.extension(longest, frames)
+    shapes = jax.eval_shape(fresh[objective.roles[0]], jax.random.key(0))
+    velocities["blank"] = functools.partial(blank, shapes, example)
   if "critic" in objective.roles:
     host, features = _features(config, models, causal)
     models["critic"] = make_critic(config)
@@ -344,6 +353,17 @@ class Causal:
     rule = TEACHER_FORCING if self.mask is None else TEACHER_FORCING & self.mask
     return CachedNetwork(self.model, CachePolicy(window=frames, sink=sink), rule)
 
+  def extension(self, longest, clip):
+    """Generation that goes on to so many frames, a clip at a time: for long tuning.
+
+    The cache holds what the network attends to, and a clip more, which gradients need.
+    """
+    if not isinstance(self.chunk, int):
+      raise ValueError("long_tuning goes on from data and has no first chunk: drop causal.first.")
+    seen = longest if self.mask is None else self.mask.size
+    how = {"context": self.context, "gradient": self.gradient}
+    return extension(self.network(seen + clip), chunk=self.chunk, **how)
+
   def rollout(self, frames):
     """Its own generation of a video of so many frames, context included: for self-forcing."""
     how = {"context": self.context, "gradient": self.gradient}
@@ -414,7 +434,7 @@ def _forced(config):
   chunk, first, forcing = (causal[key] for key in ("chunk", "first", "forcing"))
   if forcing not in (None, "teacher", "diffusion"):
     raise ValueError(f'causal.forcing={forcing!r}: choose "teacher" or "diffusion".')
-  if chunk is None and (first or forcing or section["name"].startswith("self_forcing")):
+  if chunk is None and (first or forcing or section["name"] in ON_POLICY):
     raise ValueError("A causal network needs chunks: give --config.causal.chunk, frames in each.")
   if forcing == "diffusion":
     section["chunk"] = (first or chunk, chunk)
@@ -425,9 +445,9 @@ def make_objective(section, velocities):
   """The objective of a config section {"name": ..., keyword arguments}.
 
   Its positional arguments are velocity functions, "velocity" being that of the first role and
-  "rollout" its generation chunk by chunk; "<network>_features" is what its blocks make of a video,
-  "critic" the head over them. They are looked up in `velocities` when called, so the
-  networks can be built once the roles are known.
+  "rollout" its generation chunk by chunk ("blank" and "extend" that of a video that goes on);
+  "<network>_features" is what its blocks make of a video, "critic" the head over them. They are
+  looked up in `velocities` when called, so the networks can be built once the roles are known.
 
   Raises:
     ValueError: for an unknown name or keyword, with the nearest that exists.

@@ -39,6 +39,7 @@ def runs(tmp_path_factory):
   done = {}
 
   def run(stage):
+    """Or its config, as "<stage> config" once it is done."""
     if stage in done:
       return done[stage]
     whole = stage == "whole"
@@ -52,6 +53,7 @@ def runs(tmp_path_factory):
         net.init = f"{earlier}:{net.init.partition(':')[2]}"
     done[stage] = root / stage
     train.train(config, done[stage])
+    done[f"{stage} config"] = config
     return done[stage]
 
   return run
@@ -70,6 +72,7 @@ def stage_config(stage):
     ("tf", {"model/loss"}),
     ("dcm", {"student/loss"}),
     ("self", {"student/gap", "fake/loss"}),
+    ("long", {"student/gap", "student/frames", "fake/loss"}),
   ],
 )
 def test_a_stage_trains_from_the_one_before_it(runs, stage, metrics):
@@ -77,6 +80,18 @@ def test_a_stage_trains_from_the_one_before_it(runs, stage, metrics):
   assert len(rows) == 6
   seen = {key: value for row in rows for key, value in row.items()}
   assert metrics <= set(seen) and all(np.isfinite(value) for value in seen.values())
+
+
+def test_long_tuning_resumes_in_the_middle_of_its_videos(runs, tmp_path):
+  """Cache and last frames are in the checkpoint: the same numbers as without a break."""
+  whole = read_metrics(runs("long"))
+  config = runs("long config")
+  for stop in (4, 6):
+    config.train.update(steps=stop, save_every=2)
+    train.train(config, tmp_path)
+  for before, after in zip(whole, read_metrics(tmp_path), strict=True):
+    numbers = {key for key in before if "/" in key and not key.startswith("time")}
+    assert {k: before[k] for k in numbers} == {k: after[k] for k in numbers}
 
 
 def test_only_the_student_is_causal_and_only_teacher_forcing_has_clean_frames(runs):
@@ -132,12 +147,25 @@ def test_diffusion_forcing_trains_from_the_command_line(tmp_path):
     train.train(stage_config("df"), tmp_path)
 
 
-@pytest.mark.parametrize(("stage", "roles"), [("scm", 1), ("causvid", 2)])
-def test_the_other_stages_are_built(runs, stage, roles):
+@pytest.mark.parametrize(
+  "stage", [s for s in synthetic_causal.STAGES if s not in ("tf", "df", "dcm", "self", "long")]
+)
+def test_the_other_stages_are_built(runs, stage):
   config = stage_config(stage)
+  roles = 1 if stage in synthetic_causal.BEHIND_DATA else 2
   for name, net in config.nets.items():
-    net.init = f"{runs('whole' if roles == 2 and name != 'student' else 'tf')}:model"
-  assert len(setup.build(config).objective.roles) == roles
+    whole = (roles == 2 or stage == "ode") and name != "student"
+    net.init = f"{runs('whole' if whole else 'tf')}:model"
+  built = setup.build(config)
+  assert len(built.objective.roles) == roles
+  if stage in synthetic_causal.FEW:  # sampled as it is trained
+    times, context = synthetic_causal.FEW[stage]
+    student = dict(config=built.config, model=built.models["student"], params=None, codec=None)
+    student = generate.Network(reference=f"{runs('tf')}:student", **student)
+    setting, chunks = student.setting(), 3  # frame by frame, behind one frame of context
+    reads = 4 + (chunks - 1) * len(times)
+    assert setting.grid().tolist() == pytest.approx([*times, 0.0])
+    assert student.nfe(setting) == reads + 1 + (0 if context else chunks)
 
 
 @pytest.mark.parametrize(

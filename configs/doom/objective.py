@@ -49,6 +49,7 @@ MATCHED = {
   "causvid": MATCHING,
   "self_forcing": MATCHING,
   "self_forcing_gan": MATCHING,
+  "long_tuning": {**MATCHING, "longest": 120},
 }
 # Causal-rCM's first stages: label -> (objective, settings, forcing, teacher).
 STAGES = {
@@ -60,7 +61,7 @@ STAGES = {
   "tf_scm": ("scm", {"warmup": 200}, "teacher", CAUSAL),
 }
 TWO_TIMES = ("mean_flow", "flow_map", "shortcut")
-CAUSAL_STUDENTS = ("causvid", "self_forcing", "self_forcing_gan")
+CAUSAL_STUDENTS = ("causvid", "self_forcing", "self_forcing_gan", "long_tuning")
 
 
 def get_config(arg="scm,cpu"):
@@ -89,6 +90,8 @@ def get_config(arg="scm,cpu"):
   config.objective = {"name": name, **options}
   if name in CAUSAL_STUDENTS:
     config.causal.update(chunk=1, forcing="diffusion" if name == "causvid" else None)
+  if name == "long_tuning":
+    config.causal.window = config.data.frames  # a bounded cache, however long the video
   config.model.second_time = name in TWO_TIMES
   _networks(config, label, name, teacher, small)
   _schedule(config, name, small)
@@ -107,6 +110,7 @@ def _networks(config, label, name, teacher, small):
     "causvid": "runs/doom/df:model:ema",
     "self_forcing": "runs/doom/tf_dcm:student:ema",
     "self_forcing_gan": "runs/doom/tf_dcm:student:ema",
+    "long_tuning": "runs/doom/self_forcing:student:ema",
     "tcm": "runs/doom/dcm:student:ema",
     "df_kd": "runs/doom/df:model:ema",
   }.get(label, CAUSAL if label in STAGES else TEACHER)

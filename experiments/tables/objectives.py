@@ -15,6 +15,9 @@ MATCHING = FEW | {"ratio": 2, "time": "uniform"}  # the fake score in turns with
 MATCHED = ("dmd", "dmd2, one step", "dmd2", "dmd2, after kd", "dmd2_gan", "f_distill", "ladd")
 MATCHED += ("sid", "rcm", "causvid", "self_forcing", "self_forcing_gan")
 SMALL = ("flow_matching", "dcm")
+# Not in the table: it continues videos without end, and these have three frames. Its proof is
+# tests/losses/test_long_tuning.py, on a chain that goes on.
+ELSEWHERE = ("long_tuning",)
 
 
 def recipes(video):

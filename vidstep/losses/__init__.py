@@ -12,6 +12,7 @@ from vidstep.losses.flow_matching import flow_matching
 from vidstep.losses.gan import dmd2_gan
 from vidstep.losses.kd import kd
 from vidstep.losses.ladd import ladd
+from vidstep.losses.long_tuning import long_tuning
 from vidstep.losses.mean_flow import mean_flow
 from vidstep.losses.progressive import progressive
 from vidstep.losses.rcm import rcm
@@ -43,6 +44,7 @@ OBJECTIVES = {
   "self_forcing": self_forcing,
   "self_forcing_gan": self_forcing_gan,
   "causvid": causvid,
+  "long_tuning": long_tuning,
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
   "flow_matching",
   "kd",
   "ladd",
+  "long_tuning",
   "mean_flow",
   "progressive",
   "rcm",
