@@ -27,10 +27,14 @@ class Player:
     runner: who runs it.
     outbox: where pictures and answers go.
     saves: where worlds are kept.
+    places: of all players: held while a world takes a place, or leaves one to take it again.
   """
 
-  def __init__(self, world: World, runner: Runner, outbox: Outbox, saves: Saves):
+  def __init__(
+    self, world: World, runner: Runner, outbox: Outbox, saves: Saves, places: asyncio.Lock
+  ):
     self._world, self._runner, self._outbox, self._saves = world, runner, outbox, saves
+    self._places = places
     self._worlds: dict[str, Follower] = {}
     self._recent = {name: collections.deque(maxlen=RECENT) for name in ("a", "b")}
     self._loop, self._lock, self._closed = asyncio.get_running_loop(), asyncio.Lock(), False
@@ -43,6 +47,11 @@ class Player:
   # What the server calls
   # ----------------------------------------------------------------------------------------------
 
+  @property
+  def playing(self) -> bool:
+    """Whether there is a world."""
+    return bool(self._worlds)
+
   async def open(self) -> None:
     """Starts the first world.
 
@@ -51,7 +60,8 @@ class Player:
     """
     steps, window = self._world.steps[0], self._world.window[0]
     text = self._scenario.text
-    await self._finish(self._start({"seed": 0, "steps": steps, "window": window, "text": text}))
+    settings = {"seed": 0, "steps": steps, "window": window, "text": text}
+    await self._finish(self._replace(self._start, settings))
     self._tell_state()
 
   async def handle(self, message: dict) -> None:
@@ -235,15 +245,17 @@ class Player:
 
   async def _replace(self, start, *arguments):
     """Ends all worlds and starts another; if that fails, a fresh one."""
-    before = self._settings()
-    for name in list(self._worlds):
-      await self._end(name)
-    self._paused, self._steer, self._lost = False, "both", []
-    try:
-      await start(*arguments)
-    except Exception:
-      await self._start(before)
-      raise
+    before = self._settings() if self._worlds else None
+    async with self._places:
+      for name in list(self._worlds):
+        await self._end(name)
+      self._paused, self._steer, self._lost = False, "both", []
+      try:
+        await start(*arguments)
+      except Exception:
+        if before is not None:
+          await self._start(before)
+        raise
 
   def _add(self, name, session):
     follower = Follower(session, lambda *news: self._publish(follower, *news))

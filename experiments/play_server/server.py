@@ -54,6 +54,7 @@ class Server:
     self._max_sessions, self._max_message_bytes = max_sessions, max_message_bytes
     self._loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     self._pages: set = set()
+    self._places = asyncio.Lock()
     self._waiting: list = []  # outboxes of pages without a place, first come first served
     self.url = None
 
@@ -96,7 +97,7 @@ class Server:
       await socket.close(1013, "Too many pages are open: close one and try again.")
       return
     outbox = Outbox(self._quality, keep=2 * self._world.chunk + 2)
-    player = Player(self._world, self._runner, outbox, self._saves)
+    player = Player(self._world, self._runner, outbox, self._saves, self._places)
     self._pages.add(player)
     jobs = [
       asyncio.create_task(job)
@@ -140,18 +141,22 @@ class Server:
     outbox.reply(
       protocol.say("hello", version=protocol.VERSION, world=self._world.describe(), limits=limits)
     )
-    self._waiting.append(outbox)
-    while not await self._admit(player, outbox):
-      await asyncio.sleep(0.25)
-    self._waiting.remove(outbox)
-    outbox.reply(protocol.say("status", state="ready", text="Ready", seconds=0.0))
-    while self._runner.state == "ready":
+    while self._runner.state in ("starting", "ready"):
+      if not player.playing:
+        await self._find_place(player, outbox)
       if outbox.stalled > PATIENCE:
         await socket.close(1008, "The page has not shown a picture for a minute.")
       await asyncio.sleep(1.0)
       player.tell_stats()
     self._say_status(outbox, "failed", self._runner.stage)
     await asyncio.get_running_loop().create_future()  # until the page goes
+
+  async def _find_place(self, player, outbox):
+    self._waiting.append(outbox)
+    while not await self._admit(player, outbox):
+      await asyncio.sleep(0.25)
+    self._waiting.remove(outbox)
+    outbox.reply(protocol.say("status", state="ready", text="Ready", seconds=0.0))
 
   async def _admit(self, player, outbox):
     """Whether the player has a world now; says what it waits for."""
@@ -160,10 +165,12 @@ class Server:
       self._say_status(outbox, "failed" if state != "starting" else state, self._runner.stage)
       return False
     ahead = self._waiting.index(outbox)
-    if not ahead:
-      with contextlib.suppress(RuntimeError):  # no place
+    if not ahead and self._runner.engine.free:
+      try:
         await player.open()
-        return True
+      except (ValueError, RuntimeError, OSError) as error:
+        self._say_status(outbox, "failed", str(error))
+      return player.playing
     line = f", {ahead} before you" if ahead else ""
     places = f"All {self._max_sessions} worlds of this server are being played"
     self._say_status(outbox, "full", f"{places}{line}. Yours starts when one is free.")

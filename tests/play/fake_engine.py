@@ -91,8 +91,12 @@ class FakeEngine:
     self.frame_rate, self.delay, self.action_shape = frame_rate, delay, (chunk, 5)
     self.open_sessions, self.lock = {}, threading.Lock()
 
+  @property
+  def free(self):
+    return self.sessions - sum(not session.paused for session in self.open_sessions)
+
   def need_row(self):
-    if sum(not session.paused for session in self.open_sessions) >= self.sessions:
+    if self.free < 1:
       raise RuntimeError(f"All {self.sessions} rows of the engine are taken: close a session.")
 
   def open(self, *, seed=0, context=None, text="", times=(1.0,), steps=1, window=8):

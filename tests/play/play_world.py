@@ -115,7 +115,8 @@ class Page:
     def answer(page):  # what is refused is followed by the state that stays; nonsense is not
       errors = [t for t in page.told[before:] if t["type"] == "error"]
       states = [t for t in page.told[before:] if t["type"] == "state"]
-      final = [t for t in errors if t["code"] != "refused" or "no world yet" in t["message"]]
+      lost = ("no world yet", "out of memory")  # without a world there is no state
+      final = [t for t in errors if t["code"] != "refused" or any(m in t["message"] for m in lost)]
       return (final or errors or states) if final or states else None
 
     return (await self.until(answer))[0]

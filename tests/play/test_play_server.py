@@ -189,6 +189,50 @@ def test_who_comes_too_late_waits_in_line_and_is_let_in(tmp_path):
   asyncio.run(play())
 
 
+def test_a_reset_keeps_its_place_though_others_wait(tmp_path):
+  class Slow(FakeEngine):
+    def open(self, **given):
+      time.sleep(0.4)  # longer than those who wait look away
+      return super().open(**given)
+
+  async def play():
+    async with (
+      serving(tmp_path, Slow(sessions=1)) as server,
+      page(server) as one,
+      page(server, playing=False) as two,
+    ):
+      await two.until(lambda p: p.last("status"))
+      for seed in (1, 2):
+        assert (await one.ask("reset", seed=seed))["type"] == "state"
+      await one.watch()
+      assert not two.pictures
+
+  asyncio.run(play())
+
+
+def test_who_has_lost_his_world_waits_in_line_again(tmp_path):
+  class Failing(FakeEngine):
+    broken = False
+
+    def open(self, **given):
+      if self.broken:
+        raise RuntimeError("out of memory")
+      return super().open(**given)
+
+  async def play():
+    async with serving(tmp_path, Failing()) as server, page(server) as one:
+      server.engine.broken = True
+      await one.ask("reset")
+      assert "out of memory" in one.last("error")["message"]
+      await one.until(lambda p: p.last("status")["state"] == "failed")
+      assert "out of memory" in one.last("status")["text"]
+      server.engine.broken = False
+      await one.until(lambda p: p.last("status")["state"] == "ready")
+      await one.watch()
+
+  asyncio.run(play())
+
+
 def test_more_pages_than_may_wait_are_told_so(tmp_path):
   async def play():
     async with serving(tmp_path, FakeEngine(sessions=1)) as server:
