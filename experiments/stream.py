@@ -38,7 +38,7 @@ FRAMES = flags.DEFINE_integer("frames", 1000, "Of each session.", lower_bound=10
 SESSIONS = flags.DEFINE_integer("sessions", 1, "Streams beside each other.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", None, "Denoising steps; default: the network's own.")
 WINDOW = flags.DEFINE_integer("window", None, "Frames of the past; default: as in training.")
-SINK = flags.DEFINE_integer("sink", None, "First frames that are kept for ever.")
+SINK = flags.DEFINE_integer("sink", None, "First frames kept for ever; default: as in training.")
 ACTIONS = flags.DEFINE_string("actions", "random", "recorded, random, or a .npy file [T, A].")
 PACED = flags.DEFINE_bool("paced", False, "Tick at the frame rate, as for a viewer.")
 OVERLAP = flags.DEFINE_bool("overlap", None, "Decode behind the next chunk; default: unless paced.")
@@ -162,7 +162,7 @@ def _source():
     )
   if NETWORK.value:
     source = streams.trained(NETWORK.value, steps=STEPS.value)
-    return source, {"window": WINDOW.value, "sink": SINK.value or 0}
+    return source, {"window": WINDOW.value, "sink": SINK.value}
   config = CONFIG.value.to_dict()
   source = streams.random_weights(config, steps=STEPS.value)
   given = lambda flag, key: config[key] if flag.value is None else flag.value

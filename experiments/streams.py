@@ -1,18 +1,20 @@
 """A streaming engine from a trained network or from random weights, and what to feed it."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import generate, setup
-from vidstep.causal.cached import CachedNetwork
+from vidstep import samplers
+from vidstep.causal.cached import TEACHER_FORCING, CachedNetwork
 from vidstep.causal.kv_cache import CachePolicy
 from vidstep.causal.streaming import Engine
+from vidstep.masks import Window
 from vidstep.models.codec import Codec
 from vidstep.models.cond import Cond
-from vidstep.models.text import TextEncoder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +29,11 @@ class Source:
     chunk: latent frames made together.
     frames: of a clip in training: as many can be kept without leaving what it was trained on.
     times: falling times of its denoising steps, the final 0 left out.
+    first_times: those of the first chunk; () for the same.
     solver: name of the solver.
+    mask: the `Window` that it was trained with, or None.
+    context: what later chunks read of one, "clean" or "last_step".
+    embed: encoder of prompts, or None.
     contexts: uint8 [N, n, H, W, 3] first frames to begin with; n may be 0.
     context_actions: float32 [N, n, A] that led into them; None for a network without any.
     captions: N prompts, "" for none.
@@ -43,7 +49,11 @@ class Source:
   chunk: int
   frames: int
   times: tuple[float, ...]
+  first_times: tuple[float, ...]
   solver: str
+  mask: Window | None
+  context: str
+  embed: Callable | None
   contexts: np.ndarray
   context_actions: np.ndarray | None
   captions: tuple[str, ...]
@@ -74,17 +84,31 @@ def trained(reference, *, steps=None, clips=8) -> Source:
     raise ValueError(f"{network.reference} asks for guidance: stream a student, which has none.")
   held = generate.held_out(network.config, clips)
   known = network.model.action_dim > 0
-  captions = held["caption"] if network.model.text_dim and "caption" in held else [""] * clips
+  captions = held["caption"] if network.model.text_dim else [""] * clips
   latents = jax.eval_shape(
     network.codec.encode, jax.ShapeDtypeStruct(held["video"][:1].shape, jnp.float32)
   )
+  first = samplers.timestep_list(setting.first_times)[:-1] if setting.first_times else ()
   return Source(
-    network.reference, network.model, network.params, network.codec, latents.shape[2:],
-    generate.frame_rate(network.config), network.chunk, network.config["data"]["frames"],
-    tuple(map(float, setting.grid()[:-1])), setting.solver, held["video"][:, : network.context],
-    held["actions"][:, : network.context] if known else None,
-    tuple(map(str, captions)), np.concatenate(held["actions"]) if known else None,
-  )  # fmt: skip
+    name=network.reference,
+    model=network.model,
+    params=network.params,
+    codec=network.codec,
+    frame_shape=latents.shape[2:],
+    frame_rate=generate.frame_rate(network.config),
+    chunk=network.chunk,
+    frames=network.config["data"]["frames"],
+    times=tuple(map(float, setting.grid()[:-1])),
+    first_times=tuple(map(float, first)),
+    solver=setting.solver,
+    mask=network.causal.mask,
+    context=network.causal.context,
+    embed=setup.text_encoder(network.config["data"]),
+    contexts=held["video"][:, : network.context],
+    context_actions=held["actions"][:, : network.context] if known else None,
+    captions=tuple(map(str, captions)),
+    actions=np.concatenate(held["actions"]) if known else None,
+  )
 
 
 def random_weights(config, *, steps=None) -> Source:
@@ -120,38 +144,57 @@ def random_weights(config, *, steps=None) -> Source:
   count = 8
   pressed = np.sign(rng.normal(size=(512, model.action_dim))).astype(np.float32)
   return Source(
-    "random weights", model, fresh(jax.random.key(0)), codec, shape, config["frame_rate"],
-    config["chunk"], config["window"] + config["chunk"],
-    tuple(np.linspace(1, 0, (steps or 1) + 1)[:-1].tolist()), "consistency",
-    rng.integers(0, 256, (count, n, height, width, 3), np.uint8), None, ("",) * count,
-    pressed if model.action_dim else None,
-  )  # fmt: skip
+    name="random weights",
+    model=model,
+    params=fresh(jax.random.key(0)),
+    codec=codec,
+    frame_shape=shape,
+    frame_rate=config["frame_rate"],
+    chunk=config["chunk"],
+    frames=config["window"] + config["chunk"],
+    times=tuple(np.linspace(1, 0, (steps or 1) + 1)[:-1].tolist()),
+    first_times=(),
+    solver="consistency",
+    mask=None,
+    context="clean",
+    embed=None,
+    contexts=rng.integers(0, 256, (count, n, height, width, 3), np.uint8),
+    context_actions=None,
+    captions=("",) * count,
+    actions=pressed if model.action_dim else None,
+  )
 
 
-def make_engine(source, *, window=None, sink=0, dtype="float32", **options) -> Engine:
+def make_engine(source, *, window=None, sink=None, dtype="float32", **options) -> Engine:
   """An `Engine` of a source.
 
   Args:
     source: a `Source`.
     window: latent frames of the past that are kept; None: as many as a chunk saw in training.
-    sink: first frames that are kept for ever.
+    sink: first frames that are kept for ever; None: as in training.
     dtype: of the cache.
     **options: of `Engine`: sessions, overlap, history, autosave ..
   """
-  window = max(source.frames - source.chunk, 1) if window is None else window
-  policy = CachePolicy(window=window, sink=sink, positions="relative", dtype=dtype)
-  options = {"max_steps": max(4, len(source.times)), "solver": source.solver} | options
-  if source.model.text_dim:
-    options["text"] = TextEncoder()
+  mask = source.mask
+  seen = source.frames - source.chunk if mask is None else mask.size - 1
+  policy = CachePolicy(
+    window=max(seen, 1) if window is None else window,
+    sink=sink if sink is not None else 0 if mask is None else mask.sink,
+    positions="relative",
+    dtype=dtype,
+  )
+  rule = TEACHER_FORCING if mask is None else TEACHER_FORCING & mask
+  most = max(4, len(source.times), len(source.first_times))
+  own = {"solver": source.solver, "context": source.context, "text": source.embed}
   return Engine(
-    CachedNetwork(source.model, policy),
+    CachedNetwork(source.model, policy, rule),
     source.params,
     source.codec,
     frame_shape=source.frame_shape,
     frame_rate=source.frame_rate,
     chunk=source.chunk,
     context_frames=source.contexts.shape[1],
-    **options,
+    **({"max_steps": most} | own | options),
   )
 
 
@@ -159,6 +202,7 @@ def open_session(engine, source, *, clip=0, **options):
   """Opens a session from a clip's context, with its caption and at the source's times."""
   clip %= len(source.contexts)
   given = {"seed": clip, "text": source.captions[clip], "times": source.times}
+  given["first_times"] = source.first_times
   if engine.context_frames:
     given["context"] = source.contexts[clip]
   if source.context_actions is not None:

@@ -60,6 +60,13 @@ def alone():
   return engine
 
 
+def variant(engine, old, new):
+  """The same engine, the same compiled programs, with one piece of its host side broken."""
+  broken = mutant(streaming, old, new)
+  broken.Programs = lambda *_, **__: engine._programs
+  return build(broken)
+
+
 def wiggle(index):
   """An action that depends on the frame it leads into."""
   return np.float32([np.sin(index), np.cos(3 * index)])
@@ -115,6 +122,12 @@ PEOPLE = (
 
 
 def test_batched_sessions_yield_the_frames_of_single_ones(engine, alone):
+  check_batched_is_single(engine, alone)
+  leak = variant(engine, "told[name][row] = value", "told[name][:] = value")
+  assert_caught(check_batched_is_single, leak, alone)
+
+
+def check_batched_is_single(engine, alone):
   batched = {}
   people = []
   for i, own in enumerate(PEOPLE):  # they join one after the other
@@ -138,8 +151,26 @@ def test_batched_sessions_yield_the_frames_of_single_ones(engine, alone):
     act = lambda index, k=k: wiggle(index + 10 * k)
     want = run(alone, single, len(got), act=act)
     single.close()
-    np.testing.assert_array_equal(got, want)
     assert len(got) >= 8 and got.std() > 5
+    np.testing.assert_array_equal(got, want)
+
+
+def test_chunks_of_two_and_noisy_context():
+  frames = {}
+  for context in ("clean", "last_step"):
+    pairs = build(sessions=2, chunk=2, context=context, overlap=False)
+    first, other = (open_session(pairs, seed=seed, steps=2) for seed in (1, 2))
+    actions = np.stack([wiggle(0), -wiggle(1)])
+    first.act(actions)
+    chunk = pairs.tick()[first]
+    np.testing.assert_array_equal(chunk.actions, actions)
+    assert chunk.frames.shape == (2, *SHAPE) and (chunk.index, first.index) == (0, 2)
+    chunk = pairs.tick()[first]
+    assert chunk.index == 2
+    np.testing.assert_array_equal(chunk.actions, actions[[1, 1]])  # the last is held
+    other.close()
+    frames[context] = pairs.tick()[first].frames
+  assert (frames["clean"] != frames["last_step"]).any()
 
 
 def test_every_setting_matters(engine):
@@ -229,8 +260,13 @@ def test_the_newest_action_wins_and_is_held(engine):
   np.testing.assert_array_equal(settle(engine)[session].actions, [[1, 0]])
 
 
-def check_rewind_drops_what_is_in_flight(module):
-  engine = build(module, sessions=1)
+def test_rewind_drops_what_is_in_flight(engine):
+  check_rewind_drops_what_is_in_flight(engine)
+  broken = variant(engine, "session.closed or session._epoch != epoch", "session.closed")
+  assert_caught(check_rewind_drops_what_is_in_flight, broken)
+
+
+def check_rewind_drops_what_is_in_flight(engine):
   session = open_session(engine)
   run(engine, session, 6)
   at, indices = session.index, []
@@ -238,12 +274,6 @@ def check_rewind_drops_what_is_in_flight(module):
   for _ in range(4):
     indices += [c.index for c in engine.tick().values()]
   assert indices == [at, at + 1, at + 2]
-
-
-def test_rewind_drops_what_is_in_flight():
-  check_rewind_drops_what_is_in_flight(streaming)
-  broken = mutant(streaming, "session.closed or session._epoch != epoch", "session.closed")
-  assert_caught(check_rewind_drops_what_is_in_flight, broken)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -339,6 +369,12 @@ def test_a_restored_stream_goes_on_bit_for_bit(engine, tmp_path):
 
 
 def test_the_held_action_is_restored(engine, tmp_path):
+  check_the_held_action_is_restored(engine, tmp_path)
+  broken = variant(engine, "action=self._held(saved.action)", "action=None")
+  assert_caught(check_the_held_action_is_restored, broken, tmp_path)
+
+
+def check_the_held_action_is_restored(engine, tmp_path):
   session = open_session(engine)
   session.act([0.25, -0.1])
   engine.tick()

@@ -60,9 +60,8 @@ class ToyNetwork:
     return cache.replace(frames=frames, count=cache.count + x.shape[1])
 
   def read_append(self, params, x, t, cond, cache, *, s=None):
-    v = self.read(params, x, t, cond, cache)
-    t = t.reshape(x.shape[0], -1, 1, 1, 1)
-    return v, self.append(params, x - t * v, cond, cache)
+    """The noisy x itself is what later chunks see."""
+    return self.read(params, x, t, cond, cache), self.append(params, x, cond, cache)
 
   def _text(self, cond, batch):
     if cond.text is None:
