@@ -1,5 +1,6 @@
 """Which network to play: the one that was named, or a pipeline's student, trained if need be."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -30,10 +31,13 @@ def find(network, workdir, train=None):
 
 
 def finished(stage):
-  """Whether a stage of a pipeline has a checkpoint and is not half done."""
-  done = stage.parent / "pipeline.json"
-  trained = any((stage / "checkpoints").glob("*/meta"))
-  return trained and (not done.exists() or f'"{stage.name}"' in done.read_text())
+  """Whether a run in this folder has come to the end of its steps."""
+  config = stage / "config.json"
+  if not config.exists():
+    return False
+  steps = json.loads(config.read_text())["train"]["steps"]
+  saved = [int(path.name) for path in (stage / "checkpoints").glob("*") if path.name.isdigit()]
+  return max(saved, default=0) >= steps
 
 
 def make(config, workdir):

@@ -125,11 +125,11 @@ def test_a_finished_student_is_found_and_a_missing_one_is_trained(tmp_path, monk
   assert finding.find("x:model", None) == "x:model"
   assert finding.find(None, tmp_path, "c.py") == f"{tmp_path}/sf:student:ema"
   assert made == [("c.py", str(tmp_path))]
-  (tmp_path / "sf" / "checkpoints" / "40" / "meta").mkdir(parents=True)
-  (tmp_path / "pipeline.json").write_text(json.dumps({"teacher": 9.0}))  # sf was interrupted
-  finding.find(None, tmp_path, "c.py")
+  (tmp_path / "sf" / "checkpoints" / "40").mkdir(parents=True)
+  (tmp_path / "sf" / "config.json").write_text(json.dumps({"train": {"steps": 60}}))
+  finding.find(None, tmp_path, "c.py")  # it was interrupted
   assert len(made) == 2
-  (tmp_path / "pipeline.json").write_text(json.dumps({"teacher": 9.0, "sf": 20.0}))
+  (tmp_path / "sf" / "checkpoints" / "60").mkdir()
   assert finding.find(None, tmp_path, "c.py") == f"{tmp_path}/sf:student:ema"
   assert len(made) == 2
 
