@@ -138,10 +138,8 @@ def test_a_cache_of_fewer_bits_is_near(dtype, least, most):
 
 
 def keys_after_rope():
-  new = (
-    'by_frame(apply_rope(kv[0], self.attend.keywords["sets"][0][1][0])), by_frame(kv[1]), text_kv'
-  )
-  return dit, "Block", mutant(blocks, "*map(by_frame, kv), text_kv", new).Block
+  new = 'by_frame(turn(halves(kv[0]), self.attend.keywords["sets"][0][1][0]))'
+  return dit, "Block", mutant(blocks, "by_frame(halves(kv[0]))", new).Block
 
 
 MUTANTS = {

@@ -263,11 +263,34 @@ def put(cache: KVCache, i, other: KVCache) -> KVCache:
 
 def cache_bytes(cache: KVCache) -> int:
   """Bytes of a cache, from shapes alone: `jax.eval_shape` of `start` will do."""
-  return sum(_bytes(a) for a in jax.tree.leaves(cache))
+  return sum(int(np.prod(a.shape)) * np.dtype(a.dtype).itemsize for a in jax.tree.leaves(cache))
 
 
-def _bytes(a):
-  return int(np.prod(a.shape)) * np.dtype(a.dtype).itemsize
+def cache_report(cache: KVCache) -> str:
+  """What a cache takes, for people: a line a part, then the total and that of one stream.
+
+  Args:
+    cache: arrays or shapes, as for `cache_bytes`.
+  """
+  policy = cache.policy
+  layers, batch, slots, tokens = cache.keys["x"].shape[:4]
+  parts = {
+    "keys": cache.keys,
+    "values": cache.values,
+    "text": (cache.text, cache.text_mask),
+    "frames": cache.inputs,
+    "numbers": (cache.frame, cache.chunk, cache.valid, cache.count, cache.chunks, cache.window),
+  }
+  sizes = {name: cache_bytes(part) for name, part in parts.items()}
+  total = cache_bytes(cache)
+  sizes["numbers"] += total - sum(sizes.values())
+  rows = {name: size for name, size in sizes.items() if size}
+  rows |= {"total": total, "a stream": total // batch}
+  head = (
+    f"{batch} streams x {slots} frames ({policy.sink} sink, {policy.pinned} pinned, "
+    f"{policy.window} window) x {tokens} tokens x {layers} blocks, {policy.dtype}"
+  )
+  return "\n".join([head, *(f"  {name:<9}{size / 2**20:10.3f} MiB" for name, size in rows.items())])
 
 
 def _ring(policy):

@@ -32,7 +32,8 @@ def store(dtype: str, x: jax.Array, *, smooth: bool) -> dict[str, jax.Array]:
 
       scale = max|x - m| / 127,   q = round((x - m) / scale),   x_hat = q scale + m
 
-  so |x_hat - x| <= scale / 2. Keys share a large component over tokens, which the mean takes off
+  so |x_hat - x| <= scale / 2, and a logit q'k / sqrt(D) is wrong by |q|_2 max|k - m| / 254 at most,
+  whatever RoPE does to the key. Keys share a large component over tokens, which the mean takes off
   (SageAttention2, 2411.10958, section 3.2). There it cancels in the softmax; here every frame has
   a mean of its own, which does not, so it is stored and added back. Keys are stored before RoPE:
   after it no component is shared.

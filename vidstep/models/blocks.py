@@ -11,7 +11,7 @@ from vidstep.attention import attention, merge
 from vidstep.masks import TokenInfo, Valid, token_info
 from vidstep.models.linear import Linear
 from vidstep.models.precision import stat_dtype
-from vidstep.models.rope import apply_rope
+from vidstep.models.rope import halves, turn
 
 EPS = 1e-6
 
@@ -43,7 +43,8 @@ def self_attention(q, k, v, past=None, *, sets, info: TokenInfo, implementation)
     q: [B, N, heads, D] queries, normalised, not rotated.
     k: [B, N, heads, D] keys, likewise.
     v: [B, N, heads, D] values.
-    past: None, or keys and values of P earlier frames, each [B, P, S, heads, D]; they come first.
+    past: None, or keys and values of P earlier frames, each [B, P, S, heads, D], the keys in the
+      order of `vidstep.models.rope.halves`; they come first.
     sets: pairs of the `KeySet`s of `vidstep.models.positions` and the tables of
       `vidstep.models.rope.rope_table` for their queries and keys. The result is merged from one
       attention to each.
@@ -54,6 +55,7 @@ def self_attention(q, k, v, past=None, *, sets, info: TokenInfo, implementation)
     [B, N, heads, D].
   """
   tokens = q.shape[1] // info.frame.shape[-1]
+  q, k = halves(q), halves(k)
   if past is not None:
     flat = lambda a: a.astype(k.dtype).reshape(a.shape[0], -1, *a.shape[3:])
     k, v = (jnp.concatenate([flat(a), b], axis=1) for a, b in zip(past, (k, v), strict=True))
@@ -62,8 +64,8 @@ def self_attention(q, k, v, past=None, *, sets, info: TokenInfo, implementation)
     pick = lambda a, keys=keys: _frames(a, keys.frames, tokens)
     parts.append(
       attention(
-        apply_rope(q, q_rope),
-        apply_rope(pick(k), k_rope),
+        turn(q, q_rope),
+        turn(pick(k), k_rope),
         pick(v),
         keys.mask,
         q_info=info.tokens(tokens),
@@ -221,4 +223,4 @@ class Block(nn.Module):
     if self.load is None:
       return x, (x if self.keep else None, None)
     by_frame = lambda a: a.reshape(*x.shape[:3], *a.shape[2:])
-    return x, (x if self.keep else None, (*map(by_frame, kv), text_kv))
+    return x, (x if self.keep else None, (by_frame(halves(kv[0])), by_frame(kv[1]), text_kv))
