@@ -279,13 +279,14 @@ function wire() {
   for (const button of all("[data-steer]")) button.addEventListener("click", () => send("steer", { to: button.dataset.steer }));
   for (const button of all("[data-keep]")) button.addEventListener("click", () => send("keep", { world: button.dataset.keep }));
   all("[data-key]").forEach(wirePad);
+  // Who clicked with the pointer wants the keyboard back in the world: space fires there.
+  $("bar").addEventListener("click", (event) => event.detail && $("stage").focus({ preventScroll: true }));
 
   for (const name of ["steps", "window", "seed"]) {
     $(name).addEventListener("input", () => {
       $(`${name}-value`).value = $(name).value;
       send("set", { [name]: Number($(name).value) });
     });
-    // Who dragged with the pointer wants the keyboard back in the world.
     $(name).addEventListener("pointerup", () => $("stage").focus({ preventScroll: true }));
   }
   $("scenario").addEventListener("change", () => $("reset").click());

@@ -142,7 +142,7 @@ def test_a_fork_shows_two_futures_and_the_keys_steer_one(tab, server):
   tab.click("#fork")
   tab.until("'b' in state.worlds && streams.b.drawn.length > 2 && !$('screen-b').hidden")
   tab.click("[data-steer=b]")
-  tab.until("state.steer === 'b'")
+  tab.until("state.steer === 'b' && document.activeElement.id === 'stage'")
   tab.press("ArrowRight")
   tab.until(f"streams.b.input >= keys.id && {SUM}('a') !== {SUM}('b')")
   tab.release("ArrowRight")
