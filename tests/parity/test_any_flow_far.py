@@ -21,10 +21,9 @@ import pytest
 from vidstep.causal.cached import CachedNetwork
 from vidstep.causal.kv_cache import CachePolicy
 from vidstep.causal.rollout import rollout
+from vidstep.io.wan import from_tensors
 from vidstep.masks import CLEAN
 from vidstep.models.cond import Cond
-from vidstep.models.dit import VideoDiT
-from vidstep.models.wan import wan_fields, wan_params
 from vidstep.samplers import timesteps
 
 torch = pytest.importorskip("torch")
@@ -71,7 +70,7 @@ def build(deltatime="t-r"):
   state = {k: v.numpy() for k, v in theirs.state_dict().items()}
   delta = "condition_embedder.delta_embedder."
   wan = {k: v for k, v in state.items() if not k.startswith(("far_patch_embedding.", delta))}
-  params = wan_params(wan, depth=2)
+  model, params = from_tensors(wan, config=theirs.config)
   embed = lambda i: {
     "kernel": state[f"{delta}linear_{i}.weight"].T, "bias": state[f"{delta}linear_{i}.bias"]
   }  # fmt: skip
@@ -80,7 +79,7 @@ def build(deltatime="t-r"):
   }  # fmt: skip
   params["time_embed"] = scaled(1 - GATE, params["time_embed"])
   params["second_time_embed"] = scaled(GATE, {"in": embed(1), "out": embed(2)})
-  return theirs, VideoDiT(**wan_fields(theirs.config), second_time=True), params
+  return theirs, model.clone(second_time=True), params
 
 
 def draw(height, width, seed=1):

@@ -1,11 +1,12 @@
 """Wan 2.1's networks from disk, in every public layout, onto any sharding."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vidstep.io.clip_names import clip_rules, clip_tensors
 from vidstep.io.configs import check_config, read_config, vae_fields
@@ -58,13 +59,48 @@ def load_wan(
   if part not in PARTS:
     raise ValueError(f"Wan has no part {part!r}: choose one of {', '.join(PARTS)}.")
   files = find(path, part)
-  model, init, tensors, rules = PARTS[part](open_tensors(files), read_config(files), role, fields)
+  tensors, config = open_tensors(files), read_config(files)
+  what = f"Wan's {part}, read from {files}"
+  chosen = {"shard": shard, "param_dtype": param_dtype, "role": role, "what": what}
+  return from_tensors(tensors, part, config=config, **chosen, **fields)
+
+
+def from_tensors(
+  tensors: Mapping[str, np.ndarray],
+  part: str = "transformer",
+  *,
+  config: Mapping | None = None,
+  shard: Callable | None = None,
+  param_dtype=jnp.float32,
+  role: str | None = None,
+  what: str = "a network of Wan",
+  **fields,
+):
+  """`load_wan` for tensors that are at hand.
+
+  Args:
+    tensors: name to array, in any public layout.
+    part: see `load_wan`.
+    config: what config.json says, if there is one.
+    shard: see `load_wan`.
+    param_dtype: see `load_wan`.
+    role: see `load_wan`.
+    what: name of the network, for messages.
+    **fields: see `load_wan`.
+
+  Returns:
+    (module, params).
+
+  Raises:
+    ValueError, NotImplementedError: as `load_wan`.
+  """
+  model, init, tensors, rules = PARTS[part](tensors, config or {}, role, fields)
   like = jax.eval_shape(init)["params"]
   like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, param_dtype), like)
   if shard is not None:
     put = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
     like = jax.tree.map(put, like, shard(like))
-  return model, load_params(tensors, rules, like, what=f"Wan's {part}, read from {files}")
+  return model, load_params(tensors, rules, like, what=what)
 
 
 def _transformer(tensors, config, role, fields):
