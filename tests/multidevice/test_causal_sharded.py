@@ -11,10 +11,14 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from mutation import assert_caught, mutant
 
-from vidstep.masks import Window
+from vidstep.causal.cached import CachedNetwork
+from vidstep.causal.kv_cache import CachePolicy
+from vidstep.causal.rollout import rollout
+from vidstep.masks import TeacherForcing, Window
 from vidstep.models import layout as layout_module
 from vidstep.models.cond import Cond
 from vidstep.models.dit import VideoDiT
+from vidstep.models.positions import Positions
 from vidstep.parallel.attention import ShardedAttention
 
 SOURCE = importlib.import_module("vidstep.models.velocity")
@@ -27,11 +31,19 @@ MODEL = VideoDiT(
   dim=24, heads=4, depth=2, ffn_dim=32, in_channels=2, out_channels=2, text_dim=5, action_dim=2,
   scan=True,
 )  # fmt: skip
+ABSOLUTE, CAPPED = Positions(), Positions("capped", sink=1, cap=4)
 HOW = {
   "ring": {"sequence": "seq", "method": "ring"},
   "all_to_all": {"sequence": "seq", "method": "all_to_all"},
-  "heads": {"heads": "seq"},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_a_hurry():
+  """To optimize these programs would take longer than to run them."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +73,9 @@ def inputs():
   return params, x, t, cond
 
 
-def velocity(source, shards=1, attend=None):
+def velocity(source, shards=1, attend=None, positions=ABSOLUTE):
   model = MODEL.clone(attention="xla" if attend is None else attend)
-  return source.velocity_fn(model, chunk=CHUNK, mask=MASK, shards=shards)
+  return source.velocity_fn(model, chunk=CHUNK, mask=MASK, shards=shards, positions=positions)
 
 
 def everything(velocity):
@@ -113,6 +125,15 @@ def over_devices(mesh, how, shards):
 def test_a_packed_forward_is_that_of_one_device(mesh, how):
   got = over_devices(mesh, how, 1)(*place(mesh, inputs()))
   assert_close(got, alone()[1])
+
+
+def test_two_attentions_merged_are_those_of_one_device(mesh):
+  """Capped positions, interleaved."""
+  ring = ShardedAttention(mesh, ("data",), **HOW["ring"])
+  got = jax.jit(velocity(SOURCE, 4, ring, CAPPED))(*place(mesh, inputs()))
+  want = jax.jit(velocity(SOURCE, positions=CAPPED))(*inputs())
+  assert_close(got, want)
+  assert jnp.abs(want - alone()[1]).max() > 1e-2
 
 
 @pytest.mark.parametrize("how", ["ring", "all_to_all"])
@@ -195,3 +216,66 @@ def test_dealing_frames_out_moves_none_between_devices(mesh, shards):
   program = jax.jit(there_and_back, out_shardings=place).lower(*args).compile().as_text()
   moved = any(name in program for name in ("all-gather", "all-to-all", "collective-permute"))
   assert moved == (shards == 1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Rolled out behind a cache
+# ------------------------------------------------------------------------------------------------
+
+ROLLED = 4  # frames, in chunks of 2
+AXES = {
+  "alone": None,
+  "heads": {"batch": ("data",), "heads": "heads"},
+  "heads and queries": {"batch": ("data",), "heads": "heads", "sequence": "seq"},
+}
+
+
+@functools.cache
+def rolled(how):
+  """fn(noise, cond) -> video: batch over two devices, heads and tokens of a chunk over others."""
+  attend = "xla"
+  mesh = jax.make_mesh((2, 2, 2), ("data", "seq", "heads"), axis_types=(AxisType.Auto,) * 3)
+  if AXES[how] is not None:
+    attend = ShardedAttention(mesh, **AXES[how])
+  policy = CachePolicy(window=3, sink=1, positions="relative")
+  network = CachedNetwork(
+    MODEL.clone(attention=attend), policy, TeacherForcing() & Window(4, sink=1)
+  )
+
+  @jax.jit
+  def run(params, noise, cond):
+    return rollout(
+      network, params, noise, cond, jax.random.key(0), chunk=2, times=(1.0, 0.5), solver="euler"
+    )[0]
+
+  def call(noise, cond):
+    params = inputs()[0]
+    if AXES[how] is not None:
+      put = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, P(*spec)))
+      params, noise, cond = put(params), put(noise, "data"), put(cond, "data")
+    return np.asarray(run(params, noise, cond))
+
+  return call
+
+
+def noise_and_cond():
+  _, x, _, cond = inputs()
+  return x[:, :ROLLED], cond.replace(clean=None, actions=cond.actions[:, : SEEN + ROLLED])
+
+
+@pytest.mark.parametrize("how", ["heads", "heads and queries"])
+def test_a_cached_rollout_is_that_of_one_device(how):
+  noise, cond = noise_and_cond()
+  want = rolled("alone")(noise, cond)
+  assert np.abs(want - noise).max() > 0.3
+  np.testing.assert_allclose(rolled(how)(noise, cond), want, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("how", ["heads", "heads and queries"])
+def test_a_sharded_rollout_does_not_know_the_future(how):
+  noise, cond = noise_and_cond()
+  video = rolled(how)(noise, cond)
+  later = cond.replace(actions=cond.actions.at[:, SEEN + 3].add(1))
+  for args in ((noise.at[:, 3].add(1), cond), (noise, later)):
+    moved = (rolled(how)(*args) != video).any((0, 2, 3, 4))
+    np.testing.assert_array_equal(moved, [False, False, True, True])

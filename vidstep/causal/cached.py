@@ -184,8 +184,8 @@ class CachedNetwork:
     extra = model.in_channels - model.out_channels
     image = jnp.zeros((*x.shape[:-1], extra)) if extra else None
     given = Cond(text=cond.text, text_mask=cond.text_mask, image=image)
-    past = Past()
-    text = self._forward(params, x, jnp.zeros(batch), None, given, None, past).cache.text
+    alone = dataclasses.replace(self, model=model.clone(attention="xla"))  # nothing to shard
+    text = alone._forward(params, x, jnp.zeros(batch), None, given, None, Past()).cache.text
     mask = cond.text_mask
     if mask is None:
       mask = jnp.full(text[0].shape[1:3], cond.text is not None)
