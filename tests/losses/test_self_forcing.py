@@ -215,7 +215,7 @@ def test_a_critic_sits_beside_the_same_rollouts():
 @pytest.mark.parametrize(
   ("old", "new"),
   [
-    ("times=times, first_times=first_times, depth=n)", "times=(1.0,), first_times=(), depth=n)"),
+    ('{"times": times, "first_times": first_times, "depth": n', '{"times": (1.0,), "depth": n'),
     ("n = 1 + (", "n = 0 * drawn + ("),
     ("return rollout(params,", "return batch.x0 + 0 * rollout(params,"),
   ],
@@ -253,7 +253,7 @@ def test_depths_cycle_by_the_updates_of_each_role():
   """With ratio 2 and two depths, a cycle by the step would give each role one depth for ever."""
   seen = []
 
-  def rollout(params, batch, key, *, times, first_times, depth):
+  def rollout(params, batch, key, *, times, first_times, depth, **reach):
     seen.append(int(depth))
     return batch.x0 * params
 

@@ -50,8 +50,9 @@ def extension(
   Returns:
     `blank(params, batch, *, overlap, longest) -> Stream`, not begun, all zeros, and
     `extend(params, stream, batch, key, *, times, depth, overlap, longest) -> (clip, stream)`: clip
-    is a `Batch` of F frames with the condition of a network that sees all of it. All videos begin
-    anew where they would become longer than `longest` frames.
+    is a `Batch` of F frames with the condition of a network that sees all of it; `gradient=None`
+    spares who wants no gradient its cost. All videos begin anew where they would become longer than
+    `longest` frames.
   """
 
   def fresh(params, batch, overlap, longest):
@@ -75,7 +76,9 @@ def extension(
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     return zeros.replace(count=jnp.int32(-1))
 
-  def extend(params, stream, batch, key, *, times, depth, overlap, longest):
+  reach = gradient
+
+  def extend(params, stream, batch, key, *, times, depth, overlap, longest, gradient=reach):
     frames = batch.x0.shape[1]
     n, new = stream.frames.shape[1] - overlap, frames - overlap
     if overlap % chunk or new % chunk or not 0 < new <= longest:

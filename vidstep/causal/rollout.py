@@ -84,8 +84,9 @@ def rollout(
     video [B, F, H, W, C], float32 or wider, and the cache after it.
 
   Raises:
-    ValueError: for times that do not fall within (0, 1], an unknown solver or context, and where a
-      solver of several calls a step meets depth, noisy context or gradient="last_step".
+    ValueError: for times that do not fall within (0, 1], an unknown solver or context, where a
+      solver of several calls a step meets depth, noisy context or gradient="last_step", and where
+      the latter meets a cache that is too short.
   """
   cond = (Cond() if cond is None else cond).replace(clean=None)
   index = chunk_index(noise.shape[1], chunk)
@@ -96,8 +97,12 @@ def rollout(
   noise = parts.wide(noise)
   through = gradient not in (None, "last_step")  # a scan that is itself differentiated
   live = params if through else jax.lax.stop_gradient(params)
+  kept = noise.shape[1]
   if cache is None:
     cache = begin(network, live, noise, cond)
+    kept += 0 if cond.context is None else cond.context.shape[1]
+  if gradient == "last_step":
+    _check_kept(cache, kept)
   base = cache
 
   def detached(cache):
@@ -155,11 +160,13 @@ def self_rollout(
     network, chunk, solver, context, gradient: see `rollout`.
 
   Returns:
-    `generate(params, batch, key, *, times, first_times, depth) -> x0`. Of `batch.x0` only the shape
-    is used, and `batch.cond.clean` not at all.
+    `generate(params, batch, key, *, times, first_times, depth) -> x0`; `gradient=None` spares who
+    wants no gradient its cost. Of `batch.x0` only the shape is used, and `batch.cond.clean` not at
+    all.
   """
+  reach = gradient
 
-  def generate(params, batch, key, *, times, first_times=(), depth=None):
+  def generate(params, batch, key, *, times, first_times=(), depth=None, gradient=reach):
     noise_key, key = jax.random.split(key)
     return rollout(
       network,
@@ -457,6 +464,16 @@ def _frames_of(cond, frames):
   """What is given frame by frame, of the last frames: those after the context."""
   last = lambda a: None if a is None else a[:, a.shape[1] - frames :]
   return Cond(actions=last(cond.actions), image=last(cond.image))
+
+
+def _check_kept(cache, frames):
+  policy = getattr(cache, "policy", None)
+  if policy is not None and policy.window < frames:
+    raise ValueError(
+      f"The cache keeps {policy.window} frames, but gradients of the last steps read it again when "
+      f"all {frames} are made: build it with CachePolicy(window={frames}) or more, and bound what "
+      "is seen by a Window in the mask."
+    )
 
 
 def _check(solver, context, gradient, depth):

@@ -49,7 +49,7 @@ def long_tuning(
   Args:
     blank: `blank(overlap=, longest=)` -> aux that is not begun.
     extend: `extend(params, aux, batch, key, *, times, depth, overlap, longest) -> (clip, aux)`,
-      both from `vidstep.causal.extension.extension`.
+      both from `vidstep.causal.extension.extension`. The fake asks it with `gradient=None`.
     teacher: frozen, `velocity(params, x [B, F, H, W, C], t [B], cond) -> v`; sees the whole clip,
       and the frames before it as `cond.context`.
     fake: learns the score of the clips; start it from that of self-forcing, or the teacher.
@@ -78,12 +78,13 @@ def long_tuning(
     raise ValueError(f"overlap={overlap} must not be negative and longest={longest} at least 1.")
   teacher = parts.apply_guidance(teacher, guidance, unconditional)
 
-  def one_more(params, aux, batch, key, updates):
+  def one_more(params, aux, batch, key, updates, **reach):
     """The clip, and everything that is drawn for it."""
     depth_key, roll_key, noise_key = jax.random.split(key, 3)
     drawn = jax.random.randint(depth_key, (), 0, len(times), jnp.int32)
     n = 1 + (drawn if depth == "random" else jnp.asarray(updates, jnp.int32) % len(times))
     how = {"times": times, "depth": n, "overlap": overlap, "longest": longest}
+    how |= reach
     clip, aux = extend(params, aux, batch, roll_key, **how)
     x0 = parts.wide(clip.x0)
     x_t, t, eps = diffuse(time, jax.lax.stop_gradient(x0), noise_key)
@@ -96,8 +97,8 @@ def long_tuning(
     return value, ({"loss": value, "frames": _frames(aux), **metrics}, aux)
 
   def fake_loss(trainable, nets, aux, batch, key, step):
-    student = jax.lax.stop_gradient(network(nets, "student"))
-    cond, x0, x_t, t, eps, aux = one_more(student, aux, batch, key, step - step // ratio)
+    updates, student = step - step // ratio, network(nets, "student")
+    cond, x0, x_t, t, eps, aux = one_more(student, aux, batch, key, updates, gradient=None)
     v = parts.wide(fake(trainable, x_t, t, cond))
     missed = (v - paths.velocity(jax.lax.stop_gradient(x0), eps)) ** 2
     error = parts.mean_like(missed[:, overlap:], t)

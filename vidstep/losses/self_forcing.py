@@ -50,6 +50,7 @@ def self_forcing(
   Args:
     rollout: the student's, `rollout(params, batch, key, *, times, first_times, depth) -> x0`, in at
       most `depth` steps a chunk, differentiable in params: `vidstep.causal.rollout.self_rollout`.
+      The other roles ask it with `gradient=None`: they need none.
     teacher: frozen, `velocity(params, x [B, F, H, W, C], t [B], cond) -> v`.
     fake: learns the score of the rollouts; start it from the teacher's weights.
     times: the student's times, from 1 downwards; n steps use the first n.
@@ -165,21 +166,23 @@ def of_rollouts(rollout, match, ratio, *, times, first_times=(), depth="random")
   first_times = check_times(first_times) if first_times else ()
   most = max(len(times), len(first_times))
 
-  def at(updates):
+  def at(updates, **reach):
     """The objective at a step before which the role that asks was updated so many times."""
 
     def generate(params, batch, key):
       depth_key, key = jax.random.split(key)
       drawn = jax.random.randint(depth_key, (), 0, most, jnp.int32)
       n = 1 + (drawn if depth == "random" else jnp.asarray(updates, jnp.int32) % most)
-      return rollout(params, batch, key, times=times, first_times=first_times, depth=n)
+      how = {"times": times, "first_times": first_times, "depth": n, **reach}
+      return rollout(params, batch, key, **how)
 
     return match(generate)
 
   def loss(role):
     def at_step(trainable, nets, aux, batch, key, step):
       updates = step // ratio if role == "student" else step - step // ratio
-      return at(updates).loss[role](trainable, nets, aux, batch, key, step)
+      reach = {} if role == "student" else {"gradient": None}
+      return at(updates, **reach).loss[role](trainable, nets, aux, batch, key, step)
 
     return at_step
 
