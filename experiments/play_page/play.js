@@ -220,7 +220,7 @@ const keys = {
 function isFor(event) {
   const { target, code } = event;
   if (event.ctrlKey || event.metaKey || event.altKey) return false;
-  if (target.matches("input[type=text]")) return false;
+  if (target.matches("textarea")) return false;
   if (target.matches("select, input")) return !(code.startsWith("Arrow") || code === "Space" || target.matches("select"));
   return !(target.matches("button") && (code === "Space" || code === "Enter"));
 }
@@ -297,8 +297,13 @@ function wire() {
   });
   $("prompt-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    send("prompt", { text: $("prompt").value.trim() });
+    send("prompt", { text: $("prompt").value.trim().replace(/\s+/g, " ") });
     $("stage").focus({ preventScroll: true });
+  });
+  $("prompt").addEventListener("keydown", (event) => {
+    if (event.code !== "Enter" || event.shiftKey) return;
+    event.preventDefault();
+    $("prompt-form").requestSubmit();
   });
   // Nobody plays a page that nobody sees: it pauses, and goes on if it was not paused before.
   let unseen = false;

@@ -61,7 +61,7 @@ def open_world(reference: str, *, sessions: int, window: int | None = None) -> W
 
   weights = sum(a.size for a in jax.tree.leaves(source.params))
   return World(
-    title=", ".join(name.replace("_", " ") for name in names[:3]),
+    title="Doom" if info["source"] == "vizdoom" else ", ".join(names).replace("_", " "),
     frame_rate=source.frame_rate,
     chunk=source.chunk,
     size=tuple(info["shape"][1:3]),

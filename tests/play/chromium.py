@@ -18,7 +18,7 @@ FLAGS = (
   *("--disable-extensions", "--disable-quic", "--mute-audio", "--hide-scrollbars"),
   *("--force-color-profile=srgb", "--remote-debugging-port=0"),
 )
-KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Space": 32}
+KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Space": 32, "Enter": 13}
 
 
 def find():

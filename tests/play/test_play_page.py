@@ -116,7 +116,8 @@ def test_typing_a_prompt_moves_nothing_and_switches_the_text(tab, server):
     tab.press(letter)
     tab.release(letter)
   assert tab.js("keys.id") == 0
-  tab.js("$('prompt').value = 'a green swamp'; $('prompt-form').requestSubmit()")
+  tab.js("$('prompt').value = ' a green\\n swamp '")
+  tab.press("Enter")
   tab.until("state.worlds.a.text === 'a green swamp'")
   assert session(server).settings.text == "a green swamp"
   assert tab.js("document.activeElement.id") == "stage"  # the keyboard is back in the world
