@@ -1,4 +1,4 @@
-"""Plays a minute of a served world in Chromium, prints what a player sees of its speed, takes a photo.
+"""Plays a minute of a served world in Chromium, prints how fast it felt, takes a photo.
 
 python -m experiments.play --workdir=runs/world --port=8765 &
 python tests/play/photo.py http://127.0.0.1:8765/ results/play
