@@ -258,6 +258,22 @@ def test_nothing_is_compiled_again_however_long_the_stream():
   assert cache.count == 9 and cache.frame[0].tolist() == [0, 7, 8]
 
 
+def test_a_donated_cache_is_not_copied():
+  """Not by `append`, nor by `read_append`, which reads the last block after its keys are made."""
+  jax.config.update("jax_disable_most_optimizations", False)
+  model, params = net()
+  network = CachedNetwork(model, CachePolicy(13))
+  x, t, cond = example()
+  args = params, x[:, :1], t[:, :1], cut(cond, 0, 1)
+  cache = jax.eval_shape(network.start, params, x, cond)
+  append = lambda p, x, t, cond, cache: network.append(p, x, cond, cache)
+  for step in (append, network.read_append):
+    text = jax.jit(step, donate_argnums=4).lower(*args, cache).compile().as_text()
+    moved = [line for line in text.splitlines() if "= f32[2,2,13,4,2,12]" in line]
+    assert moved and not any(" copy(" in line for line in moved)
+  jax.config.update("jax_disable_most_optimizations", True)
+
+
 # ------------------------------------------------------------------------------------------------
 # Prompts, noisy context, refusals
 # ------------------------------------------------------------------------------------------------
