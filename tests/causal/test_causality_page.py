@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.timeout(900)  # it compiles much: slow where others compute
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "causality.md"
 
 

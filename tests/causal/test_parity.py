@@ -26,6 +26,7 @@ from vidstep.models.cond import Cond
 from vidstep.models.dit import VideoDiT
 from vidstep.models.velocity import velocity_fn
 
+pytestmark = pytest.mark.timeout(900)  # it compiles much: slow where others compute
 B, WORDS, FULL = 2, 4, Full()
 
 

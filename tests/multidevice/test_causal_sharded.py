@@ -21,6 +21,7 @@ from vidstep.models.dit import VideoDiT
 from vidstep.models.positions import Positions
 from vidstep.parallel.attention import ShardedAttention
 
+pytestmark = pytest.mark.timeout(900)  # it compiles much: slow where others compute
 SOURCE = importlib.import_module("vidstep.models.velocity")
 
 # One frame of context, then chunks of 3, 3 and 2; a window of chunks, and a sink.
