@@ -58,7 +58,7 @@ def main(url, folder):
   folder.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as profile, chromium.browser(profile) as new_tab:
     tab = new_tab()
-    tab.size(1280, 790)
+    tab.size(1280, 820)
     tab.open(url)
     tab.until("document.body.dataset.state === 'ready' && streams.a.drawn.length", timeout=300)
     tab.click("#stage")

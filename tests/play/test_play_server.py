@@ -17,9 +17,11 @@ from fake_engine import FakeEngine
 from PIL import Image
 from play_world import BUTTONS, Page, make_world, page, serving
 from websockets.asyncio.client import connect
+from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus, NegotiationError
+from websockets.http11 import Request
 
-from experiments.play_server import protocol
+from experiments.play_server import http, protocol
 from experiments.play_server import server as server_module
 
 
@@ -362,6 +364,28 @@ def test_pages_of_other_sites_cannot_drive_the_world(tmp_path, host, origin, wel
         assert status == ({"/stream": 101, "/": 200}[path] if welcome else 403), path
 
   asyncio.run(knock())
+
+
+@pytest.mark.parametrize(
+  ("host", "origin", "welcome"),
+  [
+    ("192.168.0.9:8765", "http://192.168.0.9:8765", True),
+    ("[fe80::1]:8765", None, True),
+    ("127.0.0.1:8765", "http://127.0.0.1:8765", True),
+    ("192.168.0.9:8765", "http://evil.example", False),
+    ("evil.example:8765", "http://evil.example:8765", False),
+    ("", None, False),
+  ],
+)
+def test_open_to_the_network_it_is_reached_by_address_alone(host, origin, welcome):
+  headers = Headers({"Host": host} | ({"Origin": origin} if origin else {}))
+  request = Request("/stream", headers)
+  assert (http.respond(request, loopback=False) is None) == welcome
+
+
+def test_two_hosts_in_a_request_are_refused():
+  headers = Headers([("Host", "127.0.0.1"), ("Host", "evil.example")])
+  assert http.respond(Request("/stream", headers), loopback=True).status_code == 403
 
 
 def test_a_client_of_another_version_is_refused_in_the_handshake(tmp_path):
