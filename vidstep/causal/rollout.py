@@ -9,17 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidstep import paths, samplers
+from vidstep import samplers
+from vidstep.causal.denoise import SINGLE, denoise, fold, jump
 from vidstep.causal.guided import Guided
 from vidstep.losses import parts
 from vidstep.masks import chunk_index
 from vidstep.models.cond import Cond, null_cond
 from vidstep.solvers import TWO_TIMES
 
-# Solvers of one network call a step: their times and the number of steps may be traced.
-SINGLE = ("consistency", "euler", "flow_map")
 CONTEXTS = ("clean", "last_step")
-AGAIN = 1 << 16  # number of the draw that noises finished frames again; those of steps are 0, 1, ..
 
 
 def rollout(
@@ -114,13 +112,13 @@ def rollout(
     if through and gradient != "all":
       cut = inputs.number % gradient == 0
       cache = jax.tree.map(lambda a, b: jnp.where(cut, a, b), detached(cache), cache)
-    walk = lambda params, cache: _chunk(
+    walk = lambda params, cache: denoise(
       network,
       params,
       inputs.noise,
       inputs.cond,
       cache,
-      _fold(key, inputs.number),
+      fold(key, inputs.number),
       times=inputs.times if times is None else times,
       steps=inputs.steps if steps is None else steps,
       until=None if depth is None else inputs.until,
@@ -136,7 +134,7 @@ def rollout(
     inputs, last = pair
     past = at(cache, base.count + inputs.start, base.chunks + inputs.number)
     ends = {"s": jnp.zeros_like(last.t)} if solver in TWO_TIMES else {}
-    step = lambda params, x, t: _jump(network.read(params, x, t, inputs.cond, past, **ends), x, t)
+    step = lambda params, x, t: jump(network.read(params, x, t, inputs.cond, past, **ends), x, t)
     return None, jax.checkpoint(step)(params, last.x, last.t)
 
   frames = _frames_of(cond, noise.shape[1])
@@ -229,7 +227,7 @@ def next_chunk(
     times = jnp.asarray(times, noise.dtype)
     steps = times.shape[-1] if steps is None else steps
   how = {"times": times, "steps": steps, "solver": solver, "context": context}
-  last, cache = _chunk(network, params, noise, cond, cache, key, **how)
+  last, cache = denoise(network, params, noise, cond, cache, key, **how)
   return last.x0, cache
 
 
@@ -278,115 +276,6 @@ def forwards(lists, *, solver="consistency", context="clean", guidance=1.0, cont
   reads = sum(samplers.nfe(solver, len(own)) for own in lists)
   writes = (len(lists) if context == "clean" else 0) + (context_frames > 0)
   return (reads + writes) * (1 if guidance == 1 else 2)
-
-
-# ------------------------------------------------------------------------------------------------
-# One chunk
-# ------------------------------------------------------------------------------------------------
-
-
-class _Last(NamedTuple):
-  """The last step of a chunk: its input x, its time t [B], and what came out."""
-
-  x: jax.Array
-  t: jax.Array
-  x0: jax.Array
-
-
-def _chunk(
-  network, params, noise, cond, cache, key, *, times, steps, solver, context,
-  until=None, differentiable=False,
-):  # fmt: skip
-  """Denoises a chunk and appends it: (`_Last`, cache); see `next_chunk` and `rollout`."""
-  if solver not in SINGLE:
-    field = lambda x, t, **s: network.read(params, x, t, cond, cache, **s)
-    x0 = samplers.sample(field, noise, (*times, 0.0), solver=solver, key=key)
-    return _Last(x0, jnp.zeros(len(x0)), x0), network.append(params, x0, cond, cache)
-
-  most = times.shape[-1]
-  ends = lambda s: {"s": s} if solver in TWO_TIMES else {}
-  clock = lambda i: jnp.broadcast_to(_pick(times, i), noise.shape[:1])
-
-  def step(i, state):
-    x, _ = state
-    more = jnp.asarray(i + 1 < steps)
-    t, below = clock(i), jnp.where(more, clock(i + 1), 0)
-    x0 = _jump(network.read(params, x, t, cond, cache, **ends(below)), x, t)
-    if solver == "consistency":
-      lower = paths.interpolate(x0, _noise(_fold(key, i), x), below)
-    else:
-      lower = x0 + paths.expand(below / t, x) * (x - x0)
-    return _where(more, lower, x), x0
-
-  walk = lambda count: _repeat(step, count, (noise, noise), most, differentiable)
-  t = clock(steps - 1)
-  if context == "clean":
-    x, x0 = walk(steps)
-    return _Last(x, t, x0), network.append(params, x0, cond, cache)
-
-  x, _ = walk(steps - 1)
-  zero = ends(jnp.zeros_like(t))
-  together = lambda cache: network.read_append(params, x, t, cond, cache, **zero)
-  if until is None:
-    v, cache = together(cache)
-    return _Last(x, t, _jump(v, x, t)), cache
-  until = jnp.broadcast_to(until, t.shape)
-
-  def noised_again(cache):
-    v = network.read(params, x, t, cond, cache, **zero)
-    noisy = paths.interpolate(_jump(v, x, t), _noise(_fold(key, AGAIN), x), until)
-    return v, network.append(params, noisy, cond, cache, t=until)
-
-  v, cache = jax.lax.cond(jnp.all(t == until), together, noised_again, cache)
-  return _Last(x, t, _jump(v, x, t)), cache
-
-
-def _repeat(step, count, state, most, differentiable):
-  """state after step(0), .., step(count - 1), for each row its own count if count is [B]."""
-  if isinstance(count, int) and count <= 1:
-    return step(0, state) if count else state
-
-  def one(i, state):
-    new = step(i, state)
-    if jnp.ndim(count) == 0:
-      return new
-    return jax.tree.map(lambda a, b: _where(i < count, a, b), new, state)
-
-  last = jnp.max(count)
-  if not differentiable:
-    return jax.lax.fori_loop(0, count if isinstance(count, int) else last, one, state)
-  maybe = lambda state, i: (jax.lax.cond(i < last, one, lambda i, state: state, i, state), None)
-  return jax.lax.scan(maybe, state, jnp.arange(most, dtype=jnp.int32))[0]
-
-
-def _jump(v, x, t):
-  return paths.x0_from_v(x, parts.wide(v), t)
-
-
-def _pick(times, i):
-  """Entry i of times [N] or [B, N], the last one beyond it; i a scalar, or [B]."""
-  i = jnp.clip(jnp.asarray(i, jnp.int32), 0, times.shape[-1] - 1)
-  if i.ndim == 0:
-    return times[..., i]
-  rows = jnp.broadcast_to(times, (*i.shape, times.shape[-1]))
-  return jnp.take_along_axis(rows, i[:, None], axis=1)[:, 0]
-
-
-def _where(mask, a, b):
-  """jnp.where with mask a scalar or [B]."""
-  return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
-
-
-def _fold(key, i):
-  fold = lambda key: jax.random.fold_in(key, i)
-  return jax.vmap(fold)(key) if key.ndim else fold(key)
-
-
-def _noise(key, x):
-  """Noise like x: from one key, or from each row's own."""
-  if key.ndim == 0:
-    return parts.noise_like(key, x)
-  return jax.vmap(parts.noise_like)(key, x)
 
 
 # ------------------------------------------------------------------------------------------------
