@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from vidstep.attention import attention
 from vidstep.io.wan import from_tensors
 from vidstep.models import blocks, dit
 from vidstep.models.cond import Cond
@@ -35,13 +36,13 @@ def build(seed=0, **config):
   return theirs, *from_tensors(state, config=theirs.config)
 
 
-def inputs(seed, frames, height, width, channels=4, batch=2):
+def inputs(seed, frames, height, width, channels=4, batch=2, length=7):
   rng = np.random.default_rng(seed)
   draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-  return draw(batch, frames, height, width, channels), draw(batch, 7, TEXT), rng
+  return draw(batch, frames, height, width, channels), draw(batch, length, TEXT), rng
 
 
-def run_theirs(theirs, x, t, text, patch):
+def run_theirs(theirs, x, t, text, patch, image_tokens=None):
   """t [B] or [B, F]; diffusers takes one time a token."""
   t = torch.from_numpy(t) * 1000
   if t.ndim == 2:
@@ -49,7 +50,8 @@ def run_theirs(theirs, x, t, text, patch):
     t = t[:, :: patch[0]].repeat_interleave(tokens, dim=1)
   x = torch.from_numpy(x).permute(0, 4, 1, 2, 3)
   with torch.no_grad():
-    y = theirs(x, t, torch.from_numpy(text), return_dict=False)[0]
+    image = None if image_tokens is None else torch.from_numpy(image_tokens)
+    y = theirs(x, t, torch.from_numpy(text), image, return_dict=False)[0]
   return y.permute(0, 2, 3, 4, 1).numpy()
 
 
@@ -64,17 +66,24 @@ CASES = {
   "patches of 1 x 3 x 1": {"grid": (2, 9, 3), "patch_size": (1, 3, 1)},
   "three heads, three blocks": {"grid": (2, 4, 4), "num_attention_heads": 3, "num_layers": 3},
   "image in the channels": {"grid": (2, 4, 4), "in_channels": 7},
+  "image to video": {"grid": (2, 4, 4), "in_channels": 9, "image_dim": 10, "times": "frame"},
 }
 
 
 def compare(grid, times="sample", **config):
   """(ours, theirs) of one case."""
+  if "image_dim" in config:  # the number of their text tokens is then fixed
+    config |= {"added_kv_proj_dim": 32}
   theirs, ours, params = build(**config)
-  x, text, rng = inputs(1, *grid, channels=ours.in_channels)
+  length = 7 if ours.image_dim is None else 512
+  x, text, rng = inputs(1, *grid, channels=ours.in_channels, length=length)
   t = rng.uniform(0, 1, x.shape[:2] if times == "frame" else x.shape[:1]).astype(np.float32)
-  want = run_theirs(theirs, x, t, text, ours.patch)
+  tokens = None
+  if ours.image_dim is not None:
+    tokens = rng.standard_normal((2, ours.image_tokens, ours.image_dim)).astype(np.float32)
+  want = run_theirs(theirs, x, t, text, ours.patch, tokens)
   x, image = np.split(x, [ours.out_channels], axis=-1)
-  cond = Cond(text=text, image=image if image.size else None)
+  cond = Cond(text=text, image=image if image.size else None, image_tokens=tokens)
   return jax.jit(ours.apply)({"params": params}, x, t, cond=cond).v, want
 
 
@@ -100,4 +109,11 @@ _rope_table, _still = dit.rope_table, lambda cos, sin: (np.ones_like(cos), np.ze
 def test_the_comparison_notices(monkeypatch, mutant):
   monkeypatch.setattr(*MUTANTS[mutant])
   got, want = compare(grid=(2, 4, 4), num_layers=1)
+  assert np.abs(got - want).max() > 1e-3
+
+
+def test_one_softmax_over_text_and_image_is_noticed(monkeypatch):
+  one = lambda q, k, v, valid, implementation, image: attention(q, k, v)
+  monkeypatch.setattr(dit, "text_and_image_attention", one)
+  got, want = compare(**CASES["image to video"] | {"num_layers": 1})
   assert np.abs(got - want).max() > 1e-3

@@ -35,6 +35,15 @@ def shapes_of_ours(like, rules):
   return {item.name: tuple(item.shape) for item in save_params(like["params"], rules)}
 
 
+def test_the_transformer_of_image_to_video():
+  config = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
+  want = shapes_of_theirs(lambda: diffusers.WanTransformer3DModel(**config))
+  zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in want.items()}
+  model = VideoDiT(**dit_fields(zeros), scan=True)
+  assert (model.depth, model.image_dim, model.image_tokens) == (40, 1280, 257)
+  assert shapes_of_ours(jax.eval_shape(lambda: init_dit(model)), dit_rules(model)) == want
+
+
 @pytest.mark.parametrize("size", TRANSFORMERS)
 def test_transformers(size):
   heads, depth, ffn, count = TRANSFORMERS[size]

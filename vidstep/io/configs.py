@@ -10,10 +10,8 @@ _FIXED = {
     "qk_norm": ("rms_norm_across_heads", True),
     "eps": (1e-6,),
     "freq_dim": (256,),
-    "image_dim": (None,),
-    "added_kv_proj_dim": (None,),
     "pos_embed_seq_len": (None,),
-    "model_type": ("t2v",),
+    "model_type": ("t2v", "i2v"),
   },
   "vae": {
     "is_residual": (False,),

@@ -17,6 +17,13 @@ def dit_rules(model) -> Iterator[Rule]:
     yield from layer(f"{ours}/in", f"condition_embedder.{theirs}.linear_1")
     yield from layer(f"{ours}/out", f"condition_embedder.{theirs}.linear_2")
   yield from layer("time_proj", "condition_embedder.time_proj")
+  if model.image_dim is not None:
+    ours, theirs = "image_embed", "condition_embedder.image_embedder"
+    yield from layer(f"{ours}/in", f"{theirs}.ff.net.0.proj")
+    yield from layer(f"{ours}/out", f"{theirs}.ff.net.2")
+    for norm in ("norm1", "norm2"):
+      yield Rule(f"{ours}/{norm}/scale", f"{theirs}.{norm}.weight", SAME)
+      yield Rule(f"{ours}/{norm}/bias", f"{theirs}.{norm}.bias", SAME)
   for i in range(model.depth):
     ours, theirs = f"blocks_{i}", f"blocks.{i}"
     yield Rule(f"{ours}/modulation", f"{theirs}.scale_shift_table", LEADING)
@@ -25,6 +32,11 @@ def dit_rules(model) -> Iterator[Rule]:
         yield from layer(f"{ours}/{a}/{c}", f"{theirs}.{b}.{d}")
       for norm in ("norm_q", "norm_k"):
         yield Rule(f"{ours}/{a}/{norm}/scale", f"{theirs}.{b}.{norm}.weight", SAME)
+    if model.image_dim is not None:
+      yield from layer(f"{ours}/cross_attn/k_image", f"{theirs}.attn2.add_k_proj")
+      yield from layer(f"{ours}/cross_attn/v_image", f"{theirs}.attn2.add_v_proj")
+      norm = f"{theirs}.attn2.norm_added_k.weight"
+      yield Rule(f"{ours}/cross_attn/norm_k_image/scale", norm, SAME)
     yield Rule(f"{ours}/cross_norm/scale", f"{theirs}.norm2.weight", SAME)
     yield Rule(f"{ours}/cross_norm/bias", f"{theirs}.norm2.bias", SAME)
     yield from layer(f"{ours}/ffn_in", f"{theirs}.ffn.net.0.proj")
@@ -143,6 +155,7 @@ def dit_fields(tensors: Mapping, heads: int | None = None) -> dict:
   try:
     dim, channels, *patch = tensors["patch_embedding.weight"].shape
     depth = len({n.split(".")[1] for n in tensors if n.startswith("blocks.")})
+    image = tensors.get("condition_embedder.image_embedder.norm1.weight")
     return {
       "dim": dim,
       "heads": heads or max(1, dim // HEAD_DIM),
@@ -152,6 +165,7 @@ def dit_fields(tensors: Mapping, heads: int | None = None) -> dict:
       "in_channels": channels,
       "out_channels": tensors["proj_out.weight"].shape[0] // int(np.prod(patch)),
       "text_dim": tensors["condition_embedder.text_embedder.linear_1.weight"].shape[1],
+      "image_dim": None if image is None else image.shape[0],
     }
   except KeyError as e:
     raise ValueError(

@@ -115,7 +115,8 @@ def init_dit(model):
   """Fresh variables of a `VideoDiT`; under `jax.eval_shape`, their shapes."""
   x = jnp.zeros((1, *model.patch, model.out_channels))
   image = jnp.zeros((*x.shape[:-1], model.in_channels - model.out_channels))
-  cond = Cond(image=image if image.size else None)
+  tokens = jnp.zeros((1, model.image_tokens, model.image_dim)) if model.image_dim else None
+  cond = Cond(image=image if image.size else None, image_tokens=tokens)
   return model.init(jax.random.key(0), x, jnp.zeros(1), cond=cond)
 
 

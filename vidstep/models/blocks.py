@@ -105,6 +105,26 @@ def cross_attention(q, k, v, valid, implementation):
   return attention(q, k, v, Valid(), q_info=q_info, k_info=k_info, implementation=implementation)
 
 
+def text_and_image_attention(q, k, v, valid, implementation, image):
+  """Attention to the text plus attention to the image, each with a softmax of its own.
+
+  Args:
+    q: [B, N, heads, D] queries.
+    k: [B, L + image, heads, D] keys of the text, then of the image.
+    v: [B, L + image, heads, D] values, likewise.
+    valid: [B, L] bool (more columns are not read), or None for all.
+    implementation: see `vidstep.attention.attention`.
+    image: number of image tokens.
+
+  Returns:
+    [B, N, heads, D].
+  """
+  length = k.shape[1] - image
+  valid = None if valid is None else valid[:, :length]
+  text = cross_attention(q, k[:, :length], v[:, :length], valid, implementation)
+  return text + attention(q, k[:, length:], v[:, length:], implementation=implementation)
+
+
 class RMSNorm(nn.Module):
   """x / rms(x) * scale over all channels of all heads at once, for q and k [B, N, C]."""
 
@@ -145,8 +165,10 @@ class Attention(nn.Module):
   zero: bool = False
 
   @nn.compact
-  def __call__(self, x, y, kv=None):
+  def __call__(self, x, y, kv=None, image=None):
     """Queries from x [B, N, C], keys and values from y [B, M, C'], or given as `kv`.
+
+    Those of an image [B, I, C'] have projections of their own and come behind those of y.
 
     Returns:
       The output [B, N, C], and (keys, values), each [B, M, heads, D].
@@ -157,7 +179,12 @@ class Attention(nn.Module):
     q = split(RMSNorm(name="norm_q")(linear(name="q")(x)))
     if kv is None:
       k = RMSNorm(name="norm_k")(linear(name="k")(y))
-      kv = split(k), split(linear(name="v")(y))
+      v = linear(name="v")(y)
+      if image is not None:
+        k_image = RMSNorm(name="norm_k_image")(linear(name="k_image")(image))
+        k = jnp.concatenate([k, k_image], axis=1)
+        v = jnp.concatenate([v, linear(name="v_image")(image)], axis=1)
+      kv = split(k), split(v)
     o = self.attend(q, *kv)
     if self.zero:
       linear = partial(linear, init=nn.initializers.zeros)
@@ -192,7 +219,7 @@ class Block(nn.Module):
     Args:
       x: [B, F, S, C] tokens, S of each frame.
       mod: [B or 1, F or 1, 6, C] modulation shared by all blocks.
-      text: [B, L, C] or None.
+      text: pair of text [B, L, C] and image tokens [B, I, C], each or None.
       layer: this block's entry of `Past.layers`, or None.
       text_kv: keys and values of the text, which are then not made from `text`; or None.
 
@@ -214,7 +241,7 @@ class Block(nn.Module):
     if self.attend_text is not None:
       h = flat(LayerNorm(stat, name="cross_norm")(x).astype(x.dtype))
       cross = Attention(self.heads, self.dtype, self.attend_text, True, name="cross_attn")
-      h, text_kv = cross(h, text, text_kv)
+      h, text_kv = cross(h, text[0], text_kv, text[1])
       x = x + h.reshape(x.shape)
 
     h = modulated_norm(x, shift2, scale2)

@@ -12,6 +12,8 @@ def check_fields(model):
     )
   if model.prediction not in ("v", "x0"):
     raise ValueError(f"prediction is 'v' or 'x0', not {model.prediction!r}.")
+  if model.image_dim is not None and model.text_dim is None:
+    raise ValueError("image_dim needs text_dim: image tokens are read beside those of a text.")
   names = [n for n in dir(jax.checkpoint_policies) if n.endswith("_saveable")]
   if model.remat is not None and model.remat not in names:
     raise ValueError(f"remat={model.remat!r} is no policy of jax; take None or one of {names}.")
@@ -53,6 +55,7 @@ def check_inputs(model, x, t, s, cond, layout, cache):
     raise ValueError(f"layout describes {layout.info.frame.shape[-1]} frames, but x has {f}.")
   _check_actions(model, cond.actions, b, f)
   _check_text(model, cond, b)
+  _check_image_tokens(model, cond, b, cache)
 
 
 def _check_time(name, t, b, f):
@@ -72,6 +75,20 @@ def _check_actions(model, actions, b, f):
   if actions.shape != want:
     raise ValueError(
       f"actions must have shape {want} (one entry for each of {f} frames), not {actions.shape}."
+    )
+
+
+def _check_image_tokens(model, cond, b, cache):
+  if model.image_dim is None:
+    if cond.image_tokens is not None:
+      raise ValueError("image_tokens need a network built with image_dim.")
+    return
+  cached = cache is not None and cache.text is not None
+  want = (b, model.image_tokens, model.image_dim)
+  if not cached and (cond.image_tokens is None or cond.image_tokens.shape != want):
+    got = None if cond.image_tokens is None else cond.image_tokens.shape
+    raise ValueError(
+      f"this network looks at an image: cond.image_tokens must be [B, M, Di] = {want}, not {got}."
     )
 
 

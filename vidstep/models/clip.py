@@ -7,6 +7,7 @@ import numpy as np
 
 from vidstep.attention import attention
 from vidstep.models.linear import Linear
+from vidstep.models.norms import AffineNorm
 from vidstep.models.precision import stat_dtype
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -48,26 +49,12 @@ class CLIPVision(nn.Module):
     positions = self.param("position", init, (n * n + 1, self.dim)).astype(self.dtype)
     first = jnp.broadcast_to(first[None, None], (b, 1, self.dim))
     x = jnp.concatenate([first, x], axis=1) + positions[None]
-    x = _Norm(name="norm")(x)
+    x = AffineNorm(name="norm")(x)
     layers = nn.scan(
       _Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
     )
     x, _ = layers(self.heads, self.ffn_dim, self.dtype, name="blocks")(x)
     return x.astype(stat_dtype(self.dtype))
-
-
-class _Norm(nn.Module):
-  """(x - mean) / sqrt(var + 1e-5) * scale + bias, in float32, returned in the dtype of x."""
-
-  @nn.compact
-  def __call__(self, x):
-    stat, shape = stat_dtype(x.dtype), (x.shape[-1],)
-    scale = self.param("scale", nn.initializers.ones, shape).astype(stat)
-    bias = self.param("bias", nn.initializers.zeros, shape).astype(stat)
-    y = x.astype(stat)
-    y = y - y.mean(-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-5)
-    return (y * scale[None, None] + bias[None, None]).astype(x.dtype)
 
 
 class _Layer(nn.Module):
@@ -81,11 +68,11 @@ class _Layer(nn.Module):
   def __call__(self, x):
     dim = x.shape[-1]
     linear = lambda width, name: Linear(width, self.dtype, name=name)
-    h = _Norm(name="norm1")(x)
+    h = AffineNorm(name="norm1")(x)
     split = lambda a: a.reshape(*a.shape[:2], self.heads, -1)
     o = attention(*(split(linear(dim, name)(h)) for name in "qkv"))
     x = x + linear(dim, "o")(o.reshape(x.shape))
-    h = nn.gelu(linear(self.ffn_dim, "in")(_Norm(name="norm2")(x)), approximate=False)
+    h = nn.gelu(linear(self.ffn_dim, "in")(AffineNorm(name="norm2")(x)), approximate=False)
     return x + linear(dim, "out")(h), None
 
 

@@ -24,6 +24,8 @@ class Cond:
     context: [B, n, H, W, C] clean first frames, which precede the noisy ones.
     clean: [B, F, H, W, C] the frames that are denoised, without noise: teacher forcing. A causal
       network reads the chunks before the one that it denoises; any other never sees them.
+    image_tokens: [B, M, Di] what an image encoder says of the picture that the video starts from
+      (Wan's image-to-video: the 257 states of `vidstep.models.clip`).
   """
 
   text: jax.Array | None = None
@@ -33,6 +35,7 @@ class Cond:
   image: jax.Array | None = None
   context: jax.Array | None = None
   clean: jax.Array | None = None
+  image_tokens: jax.Array | None = None
 
 
 @flax.struct.dataclass

@@ -9,10 +9,16 @@ import numpy as np
 
 from vidstep.masks import TokenInfo, concat_info, token_info
 from vidstep.models.actions import ActionEmbed
-from vidstep.models.blocks import Block, cross_attention, modulated_norm, self_attention
+from vidstep.models.blocks import (
+  Block,
+  cross_attention,
+  modulated_norm,
+  self_attention,
+  text_and_image_attention,
+)
 from vidstep.models.checks import check_fields, check_inputs
 from vidstep.models.cond import Cond, Out
-from vidstep.models.embed import MLP, patchify, sinusoid, unpatchify
+from vidstep.models.embed import MLP, ImageEmbed, patchify, sinusoid, unpatchify
 from vidstep.models.layout import plain
 from vidstep.models.linear import Linear
 from vidstep.models.past import Keys
@@ -36,6 +42,9 @@ class VideoDiT(nn.Module):
     in_channels: channels of x plus those of `cond.image`.
     out_channels: channels of x.
     text_dim: channels of the text embeddings; None builds no cross-attention.
+    image_dim: channels of `cond.image_tokens`, which cross-attention reads beside the text (Wan's
+      image-to-video); None for none.
+    image_tokens: how many those are.
     action_dim: length of an action vector; 0 for none.
     actions_per_frame: action vectors per latent frame (S).
     time_scale: factor on times before their sinusoids. 1000 is Wan's and that of pretrained
@@ -63,6 +72,8 @@ class VideoDiT(nn.Module):
   in_channels: int = 3
   out_channels: int = 3
   text_dim: int | None = None
+  image_dim: int | None = None
+  image_tokens: int = 257
   action_dim: int = 0
   actions_per_frame: int = 1
   time_scale: float = 1000.0
@@ -116,6 +127,7 @@ class VideoDiT(nn.Module):
     mod = Linear(6 * self.dim, stat, zeros, name="time_proj")(nn.silu(temb))
     mod = mod.reshape(*temb.shape[:2], 6, self.dim)
     text, text_mask = self._text(cond, b, cache)
+    text = text, self._image(cond, cache)
 
     h, features, keys = self._blocks(h, mod, text, text_mask, layout, (rows, columns), cache)
 
@@ -160,6 +172,12 @@ class VideoDiT(nn.Module):
     gelu = partial(nn.gelu, approximate=True)
     return MLP(self.dim, self.dtype, gelu, name="text_embed")(text.astype(self.dtype)), mask
 
+  def _image(self, cond, cache):
+    """Embedded image tokens [B, M, dim], unless there are none or a cache holds their keys."""
+    if self.image_dim is None or (cache is not None and cache.text is not None):
+      return None
+    return ImageEmbed(self.dim, self.dtype, name="image_embed")(cond.image_tokens)
+
   def _blocks(self, h, mod, text, text_mask, layout, grid, cache):
     """Runs all blocks; returns tokens, the features asked for, and keys if there is a cache."""
     info = layout.info
@@ -177,6 +195,13 @@ class VideoDiT(nn.Module):
     attend_text = None
     if self.text_dim is not None:
       attend_text = partial(cross_attention, valid=text_mask, implementation=self.attention)
+    if self.image_dim is not None:
+      attend_text = partial(
+        text_and_image_attention,
+        valid=text_mask,
+        implementation=self.attention,
+        image=self.image_tokens,
+      )
     fields = {
       "heads": self.heads,
       "ffn_dim": self.ffn_dim or 4 * self.dim,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidstep.models.linear import Linear
+from vidstep.models.norms import AffineNorm
 
 FREQUENCIES = 256  # channels of the sinusoidal embedding, as in Wan and DiT
 
@@ -43,6 +44,24 @@ def sinusoid(timestep, channels: int = FREQUENCIES):
   rates = np.exp(exponent.astype(np.float64)).astype(np.float32).astype(timestep.dtype)
   angle = timestep[..., None] * rates.reshape((1,) * timestep.ndim + (half,))
   return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class ImageEmbed(nn.Module):
+  """Wan's embedder of image tokens: norm, two linear layers with an exact GELU between, norm.
+
+  Attributes:
+    dim: width of the output.
+    dtype: compute dtype.
+  """
+
+  dim: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    x = AffineNorm(name="norm1")(x.astype(self.dtype))
+    x = nn.gelu(Linear(x.shape[-1], self.dtype, name="in")(x), approximate=False)
+    return AffineNorm(name="norm2")(Linear(self.dim, self.dtype, name="out")(x))
 
 
 class MLP(nn.Module):
