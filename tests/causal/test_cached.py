@@ -15,6 +15,9 @@ from vidstep.causal.cached import CachedNetwork
 from vidstep.causal.kv_cache import CachePolicy
 from vidstep.masks import TeacherForcing, Window
 from vidstep.models import Cond, VideoDiT, velocity_fn
+from vidstep.models.layout import plain
+from vidstep.models.past import Past
+from vidstep.models.positions import Positions
 
 blocks, dit = (importlib.import_module(f"vidstep.models.{name}") for name in ("blocks", "dit"))
 SEEN, FRAMES, CHUNK = 2, 7, (1, 2)  # context, then chunks of 1, 2, 2, 2
@@ -169,7 +172,7 @@ def test_derivatives_pass_through_the_cache():
   draw = lambda *shape: np.float32(rng.normal(size=(B, *shape)))
   x, clean, weight, actions = draw(2, 4, 4, 2), draw(2, 4, 4, 2), draw(2, 4, 4, 2), draw(2, 2)
   cond = Cond(text=draw(3, 3), actions=actions, clean=clean)
-  policy = CachePolicy(1, sink=1, positions="capped", cap=1)
+  policy = CachePolicy(1, sink=1, positions="relative")
   network, t = CachedNetwork(model, policy), jnp.full((B, 2), 0.4)
   velocity = velocity_fn(model, chunk=1, positions=policy.rope)
 
@@ -342,6 +345,8 @@ def test_misfits_are_named():
   model, params = net()
   with pytest.raises(ValueError, match="enlarge the policy"):
     CachedNetwork(model, CachePolicy(3), TeacherForcing() & Window(5))
+  with pytest.raises(ValueError, match="enlarge the policy"):
+    CachedNetwork(model, CachePolicy(3, sink=1), TeacherForcing() & Window(2, 2, "chunk"))
   with pytest.raises(NotImplementedError, match="must begin with 1"):
     CachedNetwork(model.clone(patch=(2, 2, 2)), CachePolicy(3))
   network = CachedNetwork(model, CachePolicy(3), TeacherForcing() & Window(3, by="chunk"))
@@ -349,5 +354,13 @@ def test_misfits_are_named():
   cache = jax.eval_shape(network.start, params, x, cond)
   with pytest.raises(ValueError, match="enlarge the policy"):
     jax.eval_shape(network.read, params, x[:, :2], t[:, :2], cut(cond, 0, 2), cache)
+  call = functools.partial(model.apply, {"params": params}, x[:, :1], t[:, :1])
+  with pytest.raises(ValueError, match="pass layout"):
+    jax.eval_shape(lambda cache: call(cache=cache.past()), cache)
+  with pytest.raises(ValueError, match="the cache holds the text"):
+    jax.eval_shape(lambda text: call(cache=Past(text=text), cond=Cond(text=cond.text)), cache.text)
+  with pytest.raises(NotImplementedError, match="capped positions count single frames"):
+    layout = plain(2).replace(positions=Positions("capped", 1, 2))
+    model.clone(patch=(2, 2, 2)).apply({"params": params}, x[:, :2], t[:, :2], layout=layout)
   with pytest.raises(ValueError, match="no text to switch"):
     CachedNetwork(model.clone(text_dim=None), CachePolicy(3)).switch(params, cond, cache)

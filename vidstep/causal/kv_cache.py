@@ -25,7 +25,8 @@ class CachePolicy:
     pinned: slots for frames that are kept on request, see `pin`.
     positions: "absolute", "relative" or "capped", see `vidstep.models.positions.Positions`.
     cap: largest position of a query that looks at sink and pinned frames ("capped" only).
-    dtype: "float32", "bfloat16" or "int8", see `vidstep.causal.quantize`.
+    dtype: "float32", "bfloat16" or "int8", see `vidstep.causal.quantize`. Gradients do not pass
+      the rounding of int8: it is for streaming, not for training through the cache.
     recache: also keep the frames and their actions, so that a new prompt can recompute all keys
       (LongLive's KV-recache).
   """
