@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vidstep.causal.cached import CachedNetwork
+from vidstep.causal.kv_cache import CachePolicy
 from vidstep.io.wan import init_dit
 from vidstep.models.cond import Cond
 from vidstep.models.dit import VideoDiT
@@ -67,3 +69,11 @@ def test_image_tokens_must_fit(case):
     plain.apply({"params": params}, x, t, cond=cond)
   with pytest.raises(ValueError, match="image_dim needs text_dim"):
     MODEL.clone(text_dim=None).apply({"params": params}, x, t, cond=cond)
+
+
+def test_a_stream_looks_at_the_image_once(case):
+  params, x, t, cond = case
+  network = CachedNetwork(MODEL, CachePolicy(window=2))
+  cache = network.start(params, x, cond)
+  got = network.read(params, x, t, Cond(), cache)
+  np.testing.assert_allclose(got, run(params, x, t, cond).v, atol=1e-5, rtol=1e-5)
