@@ -49,7 +49,7 @@ OPTIONS = (
 )
 # Updates and learning rates of each stage; (student, fake) where there are two.
 STEPS = {
-  "cpu": {"tf": 3500, "teacher": 1500, "dcm": 600, "sf": 450},
+  "cpu": {"tf": 3000, "teacher": 1200, "dcm": 600, "sf": 450},
   "gpu": {"teacher": 20_000, "tf": 10_000, "dcm": 4000, "sf": 3000},
   "tiny": {"teacher": 2, "tf": 2, "dcm": 2, "sf": 4},
 }
