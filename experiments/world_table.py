@@ -23,6 +23,7 @@ from vidstep.training.checkpoint import parse_reference
 SETTING = ("solver", "steps", "shift", "guidance", "times", "first_times")
 KEYS = ("name", "network", "context", "late", "i3d", *SETTING)
 BASELINES = ("codec", "repeat last frame")
+SCORES = 2  # raise when a row gets new numbers: cells from before lack them
 
 
 def evaluate(config, workdir, *, rows=None):
@@ -229,7 +230,7 @@ def _cell(workdir, config, key, fill):
   """The cell from disk if it is there, else filled and saved, whole or not at all."""
   parts = ("clips", "frames", "next_clips", "long", "long_clips", "seed", "resamples", "batch")
   parts += ("latency_runs", "reader_steps", "reader_clips", "hold", "hold_frames", "hold_clips")
-  text = json.dumps([key, {part: config[part] for part in parts}], sort_keys=True)
+  text = json.dumps([SCORES, key, {part: config[part] for part in parts}], sort_keys=True)
   path = workdir / "cells" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.pkl"
   if path.exists():
     return pickle.loads(path.read_bytes())
