@@ -104,8 +104,12 @@ def counted_by_hand(following):
   assert result["balanced"]["value"] == pytest.approx((7 / 8 + 11 / 12) / 2)
   assert result["exact"]["value"] == 6 / 8
   assert result["majority"] == 3 / 8
+  assert (
+    result["changes"]["value"] == 7 / 8
+  )  # of eight buttons just pressed or let go one is misread
   one = following(odds_of(read), actions, perfect(("A", "B"), (0.5, 0.5)), buttons=("B",))
   assert one["balanced"]["value"] == pytest.approx(11 / 12)
+  assert one["changes"]["value"] == 3 / 4
 
 
 def test_scores_are_those_of_counting_by_hand():
@@ -121,10 +125,28 @@ def test_scores_are_those_of_counting_by_hand():
     ),  # those into the frame before
     ("count(~read & ~down)", "count(~read)"),
     ("& known).sum(axis=1)", ").sum(axis=1) + 1"),
+    ("(down != before)", "(down == before)"),
   ],
 )
 def test_counting_by_hand_catches(old, new):
   assert_caught(counted_by_hand, mutant(module, old, new).following)
+
+
+def out_of_time(following):
+  """Held keys: balanced accuracy hardly tells a frame too early or too late, changes do."""
+  held = np.repeat(np.random.default_rng(0).choice([-1.0, 1.0], (40, 8, 2)), 6, axis=1)
+  late = np.concatenate([held[:, :1], held[:, :-1]], axis=1)
+  early = np.concatenate([held[:, 1:], held[:, -1:]], axis=1)
+  reader, odds = perfect(("A", "B"), (0.5, 0.5)), odds_of(held[:, 1:] > 0)
+  for asked, changes in ((held, 1.0), (late, 0.0), (early, 0.0)):
+    result = following(odds, asked, reader, resamples=20)
+    assert result["balanced"]["value"] > 0.85
+    assert result["changes"]["value"] == changes
+
+
+def test_answers_out_of_time_are_found_out():
+  out_of_time(following)
+  assert_caught(out_of_time, mutant(module, "&= (read == down)[:, :-1]", "&= True").following)
 
 
 def test_a_rare_button_counts_as_read_above_its_share():

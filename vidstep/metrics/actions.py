@@ -180,18 +180,22 @@ def following(odds, actions, reader, *, buttons=None, seed=0, resamples=200, lev
   1/2 however rare the button is. The exact match of all buttons takes the likelier answer of each;
   where exactly one is down at a time, that of the largest odds.
 
+  Keys are held for several frames, so that both hardly tell an answer that comes a frame early or
+  late. `changes` does: of the buttons just pressed or let go, the share that is read as it was in
+  the frame before *and* as it is in this one; guessing gives 1/4, a frame too late or early 0.
+
   Args:
     odds: [N, T-1, A] from `InverseDynamics.read`.
     actions: [N, T, A] what was asked for; frames with the null action do not count.
     reader: the `InverseDynamics`.
-    buttons: names over which `balanced` is the mean, of those that are both up and down here; None,
-      or if none of them is: all.
+    buttons: names over which `balanced` is the mean and `changes` is counted, of those that are
+      both up and down here; None, or if none of them is: all.
     seed, resamples, level: of the bootstrap over clips.
 
   Returns:
-    JSON-ready dict: balanced {value, low, high}, exact {value, low, high}, buttons {name: balanced
-    accuracy, or None where a button is never up or never down}, majority (exact match of always
-    answering the most frequent action), frames.
+    JSON-ready dict: balanced, exact and changes {value, low, high} (changes: None where nothing
+    does), buttons {name: balanced accuracy, or None where a button is never up or never down},
+    majority (exact match of always answering the most frequent action), frames.
 
   Raises:
     ValueError: if shapes do not fit, or no button can be judged.
@@ -204,6 +208,8 @@ def following(odds, actions, reader, *, buttons=None, seed=0, resamples=200, lev
   down, known = actions[:, 1:] > 0, (actions[:, 1:] != 0).any(axis=-1)
   share = np.clip(reader.share, 1e-6, 1 - 1e-6)
   read = odds > np.log(share / (1 - share))
+  before = np.concatenate([actions[:, :1] > 0, down[:, :-1]], axis=1)
+  both = known & (actions[:, :-1] != 0).any(axis=-1)
   choice = down.shape[-1] > 1 and (down[known].sum(axis=-1) == 1).all()
   likelier = odds == odds.max(axis=-1, keepdims=True) if choice else odds > 0
   count = lambda x: (x & known[..., None]).sum(axis=1)  # [N, A] per clip, for the bootstrap
@@ -230,12 +236,19 @@ def following(odds, actions, reader, *, buttons=None, seed=0, resamples=200, lev
     values = balanced(i)[chosen]
     return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else 0.5
 
+  changed = ((down != before) & both[..., None])[..., chosen]
+  right = read == down
+  right[:, 1:] &= (read == down)[:, :-1]
+  now = (changed & right[..., chosen]).sum(axis=(1, 2))
+  of = changed.sum(axis=(1, 2))
+  at_changes = lambda i: float(now[i].sum() / max(of[i].sum(), 1))
   options = {"seed": seed, "resamples": resamples, "level": level}
   interval = lambda at: bootstrap_rows(at, len(odds), **options)._asdict()
   frequent = np.unique(down[known], axis=0, return_counts=True)[1].max()
   return {
     "balanced": interval(mean),
     "exact": interval(lambda i: float(same[i].sum() / known[i].sum())),
+    "changes": interval(at_changes) if of.any() else None,
     "buttons": {n: float(v) if n in fit else None for n, v in each.items()},
     "majority": float(frequent / known.sum()),
     "frames": int(known.sum()),
