@@ -7,16 +7,17 @@ import pytest
 from mutation import assert_caught, mutant
 
 from vidstep.causal import kv_cache, quantize
-from vidstep.causal.kv_cache import CachePolicy, cache_bytes, cache_report, pin, put, take
+from vidstep.causal.kv_cache import CachePolicy, cache_bytes, cache_report, pin
+from vidstep.causal.rows import batch_axes, put, take
 
 L, B, S, HEADS, D = 2, 3, 2, 2, 4
 
 
-def empty(policy, source=kv_cache):
-  text = jnp.zeros((L, B, 5, HEADS, D))
+def empty(policy, source=kv_cache, batch=B):
+  text = jnp.zeros((L, batch, 5, HEADS, D))
   return source.empty(
-    policy, batch=B, layers=L, tokens=S, heads=HEADS, head_dim=D,
-    text=((text, text), jnp.ones((B, 5), bool)),
+    policy, batch=batch, layers=L, tokens=S, heads=HEADS, head_dim=D,
+    text=((text, text), jnp.ones((batch, 5), bool)),
     inputs={"x": ((4, 4, 2), jnp.float32)} if policy.recache else {},
   )  # fmt: skip
 
@@ -107,12 +108,14 @@ def test_a_stream_is_taken_out_of_its_batch_and_put_into_another(dtype):
   policy = CachePolicy(2, sink=1, recache=True, dtype=dtype)
   old = kv_cache.write(empty(policy), *numbered(0, 3))
   new = kv_cache.write(old, *numbered(3, 4))
-  one = jax.jit(take)(new, jnp.int32(1))
+  axes = batch_axes(lambda batch: empty(policy, batch=batch))
+  row_of = lambda cache, row: take(cache, row, axes)
+  one = jax.jit(row_of)(new, jnp.int32(1))
   assert one.count.shape == (1,)
-  mixed = jax.jit(put)(old, jnp.int32(2), one)
+  mixed = jax.jit(lambda *a: put(*a, axes))(old, jnp.int32(2), one)
   assert mixed.count.tolist() == [3, 3, 7]
   for row, source in ((0, old), (1, old), (2, new)):
-    for a, b in zip(*(jax.tree.leaves(take(c, row)) for c in (mixed, source)), strict=True):
+    for a, b in zip(*(jax.tree.leaves(row_of(c, row)) for c in (mixed, source)), strict=True):
       np.testing.assert_array_equal(a, b)
   after = kv_cache.write(mixed, *numbered(0, 1))  # every row writes to slots of its own
   assert after.frame.tolist() == [[0, 3, 2], [0, 3, 2], [0, 7, 6]]

@@ -245,23 +245,6 @@ def pin(cache: KVCache, frame) -> KVCache:
   )
 
 
-def take(cache: KVCache, i) -> KVCache:
-  """The cache of stream i alone, batch 1; i may be traced."""
-  return jax.tree.map(
-    lambda a, axis: jax.lax.dynamic_slice_in_dim(a, i, 1, axis), cache, _batch_axes(cache)
-  )
-
-
-def put(cache: KVCache, i, other: KVCache) -> KVCache:
-  """The cache with stream i replaced by the stream of `other`, of batch 1; i may be traced."""
-  return jax.tree.map(
-    lambda a, b, axis: jax.lax.dynamic_update_slice_in_dim(a, b, i, axis),
-    cache,
-    other,
-    _batch_axes(cache),
-  )
-
-
 def cache_bytes(cache: KVCache) -> int:
   """Bytes of a cache, from shapes alone: `jax.eval_shape` of `start` will do."""
   return sum(int(np.prod(a.shape)) * np.dtype(a.dtype).itemsize for a in jax.tree.leaves(cache))
@@ -300,10 +283,3 @@ def _ring(policy):
 
 def _pinned(policy):
   return slice(policy.sink, policy.sink + policy.pinned)
-
-
-def _batch_axes(cache):
-  """Axis of the streams in every leaf: 1 where blocks come first, else 0."""
-  axes = jax.tree.map(lambda _: 0, cache)
-  ones = lambda tree: jax.tree.map(lambda _: 1, tree)
-  return axes.replace(keys=ones(cache.keys), values=ones(cache.values), text=ones(cache.text))

@@ -65,9 +65,10 @@ def pool(embeddings: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 class TextEncoder:
-  """Prompts to what `Cond.text` and `Cond.text_mask` hold, each distinct prompt computed once.
+  """Prompts to what `Cond.text` and `Cond.text_mask` hold.
 
-  One shape, one compilation: a new prompt in the middle of a stream costs one forward.
+  Each distinct prompt is computed once; the last 1024 are kept. One shape, one compilation: a new
+  prompt in the middle of a stream costs one forward.
 
   Args:
     length: tokens of a prompt, with the two that BERT puts around it; longer prompts are cut.
@@ -86,7 +87,7 @@ class TextEncoder:
     self._params, self._tokenizer = _load()
     self._tokenizer.enable_truncation(length)
     self._forward = jax.jit(minilm)
-    self._known = {}
+    self._one = functools.lru_cache(maxsize=1024)(self._embed)
 
   def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Token ids int32 [N, L] and their mask bool [N, L]."""
@@ -106,12 +107,13 @@ class TextEncoder:
     Returns:
       float32 [N, L, 384], zero beyond the end of a prompt, and its mask bool [N, L].
     """
-    for text in {str(text) for text in texts} - self._known.keys():
-      tokens, mask = self.tokenize([text])
-      out = np.asarray(self._forward(self._params, tokens, mask)) * mask[..., None]
-      self._known[text] = (out[0].astype(np.float32), mask[0])
-    both = [self._known[str(text)] for text in texts]
+    both = [self._one(str(text)) for text in texts]
     return np.stack([text for text, _ in both]), np.stack([mask for _, mask in both])
+
+  def _embed(self, text):
+    tokens, mask = self.tokenize([text])
+    out = np.asarray(self._forward(self._params, tokens, mask)) * mask[..., None]
+    return out[0].astype(np.float32), mask[0]
 
   def sentences(self, texts: Sequence[str]) -> np.ndarray:
     """Sentence embeddings [N, 384] of unit length; their products are cosine similarities."""
