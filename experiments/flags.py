@@ -93,8 +93,12 @@ def use_compilation_cache(folder):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def load_config(path):
+def load_config(path, schema=common.base):
   """Reads "path.py" or "path.py:arg" into a `ConfigDict`.
+
+  Args:
+    path: of the file, with its argument.
+    schema: see `check_keys`.
 
   Raises:
     FileNotFoundError: if there is no such file.
@@ -109,7 +113,7 @@ def load_config(path):
   if not hasattr(module, "get_config"):
     raise ValueError(f"{file} is no config: it defines no get_config(arg).")
   config = module.get_config(arg) if colon else module.get_config()
-  check_keys(config.to_dict(), _schema)
+  check_keys(config.to_dict(), schema)
   return config
 
 
@@ -181,7 +185,7 @@ def _check_config_flags(argv):
     if overrides:
       raise ValueError(f"--config.{overrides[0]} needs --config=path.py before it.")
     return
-  known = flatten(load_config(path).to_dict())
+  known = flatten(load_config(path, _schema).to_dict())
   for key in overrides:
     if key not in known:
       raise ValueError(unknown_key(key, known))

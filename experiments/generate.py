@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import setup
+from experiments import networks, setup
 from vidstep import samplers
 from vidstep.causal.rollout import forwards, schedule
 from vidstep.data.builder import describe
@@ -98,13 +98,13 @@ class Network:
 
   @property
   def chunk(self):
-    """Frames that are generated together, see `setup.chunk_of`; None: all of them."""
-    return setup.chunk_of(self.config, parse_reference(self.reference)[1])
+    """Frames that are generated together, see `networks.chunk_of`; None: all of them."""
+    return networks.chunk_of(self.config, parse_reference(self.reference)[1])
 
   @property
   def causal(self):
-    """How it sees and generates a video, a `setup.Causal`."""
-    return setup.causal_of(self.config, parse_reference(self.reference)[1], self.model)
+    """How it sees and generates a video, a `networks.Causal`."""
+    return networks.causal_of(self.config, parse_reference(self.reference)[1], self.model)
 
   def nfe(self, setting):
     """Network evaluations for a clip under a setting; cache writes of a causal network count."""
@@ -139,7 +139,7 @@ def open_network(reference):
   """
   reference = resolve_reference(reference)
   config, params = load_network(reference)
-  model = setup.make_model(config, parse_reference(reference)[1])
+  model = networks.make_model(config, parse_reference(reference)[1])
   return Network(reference, config, model, params, load_codec(config["data"]["codec"]))
 
 

@@ -1,4 +1,4 @@
-"""From a config to the things a run is made of: networks, objective, optimizers, data, sampling."""
+"""From a config to the things a run is made of: objective, optimizers, data, sampling."""
 
 import copy
 import dataclasses
@@ -12,22 +12,25 @@ import jax
 import jax.numpy as jnp
 
 from experiments.flags import check_keys, unknown_key
+from experiments.networks import (
+  CAUSAL,
+  causal_of,
+  critic_features,
+  init_critic,
+  init_params,
+  make_critic,
+  make_model,
+  overridden,
+)
 from vidstep import losses, paths, samplers
-from vidstep.causal.cached import TEACHER_FORCING, CachedNetwork
-from vidstep.causal.extension import extension
-from vidstep.causal.kv_cache import CachePolicy
-from vidstep.causal.packed import PackedNetwork
-from vidstep.causal.rollout import rollout, self_rollout
+from vidstep.causal.rollout import rollout
 from vidstep.data.loader import Loader
 from vidstep.losses.flow_matching import bell
 from vidstep.losses.long_tuning import LONGEST
-from vidstep.masks import Rule, Window
 from vidstep.models.codec import load_codec
 from vidstep.models.cond import Cond, null_cond
-from vidstep.models.critics import Critic, critic_fn, features_fn
-from vidstep.models.dit import VideoDiT
+from vidstep.models.critics import critic_fn
 from vidstep.models.text import TextEncoder
-from vidstep.models.velocity import velocity_fn
 from vidstep.training.checkpoint import (
   load_network,
   parse_reference,
@@ -37,8 +40,6 @@ from vidstep.training.checkpoint import (
 from vidstep.training.optim import adamw, parse_ema
 from vidstep.training.state import init_state
 
-# Keys of `config.causal`; in runs from before one existed it is None.
-CAUSAL = ("chunk", "first", "forcing", "window", "sink", "context", "gradient")
 ON_POLICY = ("self_forcing", "self_forcing_gan", "long_tuning")  # they learn on their own rollouts
 TIMES = {"uniform": paths.Uniform, "lognormal": paths.LogNormal, "logitnormal": paths.LogitNormal}
 
@@ -125,14 +126,14 @@ def build(config):
     shapes = jax.eval_shape(fresh[objective.roles[0]], jax.random.key(0))
     velocities["blank"] = functools.partial(blank, shapes, example)
   if "critic" in objective.roles:
-    host, features = _features(config, models, causal)
+    host, features = critic_features(config, models, causal)
     models["critic"] = make_critic(config)
     velocities |= {f"{host}_features": features, "critic": critic_fn(models["critic"])}
     fresh["critic"] = functools.partial(
       init_critic, models["critic"], features=features, host=models[host], example=example
     )
 
-  settings = {role: _overridden(config, role, "optim") for role in objective.roles}
+  settings = {role: overridden(config, role, "optim") for role in objective.roles}
   emas = {role: parse_ema(setting.pop("ema")) for role, setting in settings.items()}
   steps = config["train"]["steps"]
   updates = {r: sum(r in objective.due(step) for step in range(steps)) for r in objective.roles}
@@ -246,140 +247,8 @@ def make_prepare(codec, context, *, actions, clean=False):
 
 
 # ------------------------------------------------------------------------------------------------
-# Networks
+# Weights and optimizers
 # ------------------------------------------------------------------------------------------------
-
-
-def make_model(config, role):
-  """The network of a role: the config's `model` with the role's own changes."""
-  fields = _overridden(config, role, "model")
-  dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-  if fields["dtype"] not in dtypes:
-    raise ValueError(f"model.dtype={fields['dtype']!r}: choose one of {sorted(dtypes)}.")
-  fields["dtype"] = dtypes[fields["dtype"]]
-  return VideoDiT(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-
-
-def init_params(model, key, example):
-  """Fresh weights for batches of the shapes of `example`."""
-  part = lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype)
-  frames = [a for a in (example.cond.context, example.x0) if a is not None]
-  x = jnp.concatenate([part(a) for a in frames], axis=1)
-  cond = jax.tree.map(part, example.cond).replace(context=None, clean=None)
-  return model.init(key, x, jnp.zeros(1, jnp.float32), cond=cond)["params"]
-
-
-def make_critic(config):
-  """The head of the config's `critic`, in the networks' compute dtype."""
-  if any(value is not None for value in config["nets"].get("critic", {}).get("model", {}).values()):
-    raise ValueError("nets.critic has no model of its own: give --config.critic.dim and the like.")
-  dtype = make_model(config, "critic").dtype
-  return Critic(config["critic"]["dim"], config["critic"]["pooled"], dtype)
-
-
-def _features(config, models, causal):
-  """Name of the network that the objective's critic sits on, and that network's features."""
-  parameters = inspect.signature(losses.OBJECTIVES[config["objective"]["name"]]).parameters
-  (host,) = (k.removesuffix("_features") for k in parameters if k.endswith("_features"))
-  return host, features_fn(models[host], config["critic"]["blocks"], chunk=causal[host].chunk)
-
-
-def init_critic(critic, key, *, features, host, example):
-  """Fresh weights of a critic on the features of the network `host`."""
-
-  def seen():
-    one = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), example)
-    params = init_params(host, jax.random.key(0), example)
-    return features(params, one.x0, jnp.zeros(1, jnp.float32), one.cond)
-
-  shapes = jax.eval_shape(seen)
-  return critic.init(key, [jnp.zeros(a.shape, a.dtype) for a in shapes])["params"]
-
-
-def chunk_of(config, role, *, of=None):
-  """Frames that a causal network denoises together: k, or (first, k); None for the whole clip.
-
-  Networks that generate ("student", "model") are what `config.causal` says; all others, such as the
-  fake score of distribution matching, see the whole clip. nets.<role>.causal overrides either.
-
-  Args:
-    config: the config as a dict; one of a run before there were causal networks will do.
-    role: name of the network in it.
-    of: reference to the run that a frozen network comes from: it stays what it is there.
-
-  Raises:
-    ValueError: if a network shall be causal but `config.causal.chunk` is None.
-  """
-  causal = config["nets"].get(role, {}).get("causal")
-  if of is not None and causal is None:
-    return chunk_of(read_config(of), parse_reference(of)[1])
-  chunks = config.get("causal") or {"chunk": None}
-  if causal and chunks["chunk"] is None:
-    raise ValueError(f"nets.{role}.causal needs chunks: give --config.causal.chunk.")
-  causal = role in ("student", "model") if causal is None else causal
-  if not causal or chunks["chunk"] is None:
-    return None
-  return (chunks["first"], chunks["chunk"]) if chunks["first"] else chunks["chunk"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Causal:
-  """How a network sees and generates a video.
-
-  Attributes:
-    model: the `VideoDiT`.
-    chunk: frames that it denoises together, k or (first, k); None: the whole clip.
-    mask: a `Window` on top of causality, or None.
-    context: what later chunks read, "clean" or "last_step"; see `rollout`.
-    gradient: how far gradients of its own rollout reach; see `rollout`.
-  """
-
-  model: nn.Module
-  chunk: int | tuple[int, int] | None = None
-  mask: Rule | None = None
-  context: str = "clean"
-  gradient: str | int | None = "last_step"
-
-  @property
-  def velocity(self):
-    """velocity(params, x, t, cond)."""
-    return velocity_fn(self.model, chunk=self.chunk, mask=self.mask)
-
-  def network(self, frames):
-    """The network behind a cache that holds so many frames, as many as it attends to at least."""
-    if self.model.patch[0] > 1:  # a cache keeps single frames
-      return PackedNetwork(self.velocity, self.chunk)
-    sink = 0 if self.mask is None else self.mask.sink
-    rule = TEACHER_FORCING if self.mask is None else TEACHER_FORCING & self.mask
-    return CachedNetwork(self.model, CachePolicy(window=frames, sink=sink), rule)
-
-  def extension(self, longest, clip):
-    """Generation that goes on to so many frames, a clip at a time: for long tuning.
-
-    The cache holds what the network attends to, and a clip more, which gradients need.
-    """
-    if not isinstance(self.chunk, int):
-      raise ValueError("long_tuning goes on from data and has no first chunk: drop causal.first.")
-    seen = longest if self.mask is None else self.mask.size
-    how = {"context": self.context, "gradient": self.gradient}
-    return extension(self.network(seen + clip), chunk=self.chunk, **how)
-
-  def rollout(self, frames):
-    """Its own generation of a video of so many frames, context included: for self-forcing."""
-    how = {"context": self.context, "gradient": self.gradient}
-    return self_rollout(self.network(frames), chunk=self.chunk, **how)
-
-
-def causal_of(config, role, model, *, of=None):
-  """The `Causal` of a network; arguments as in `chunk_of`, and its module."""
-  chunk = chunk_of(config, role, of=of)
-  if of is not None and config["nets"].get(role, {}).get("causal") is None:
-    config = read_config(of)
-  causal = dict.fromkeys(CAUSAL) | (config.get("causal") or {})
-  window = Window(causal["window"], causal["sink"] or 0) if chunk and causal["window"] else None
-  reach = causal["gradient"] or "last_step"
-  reach = int(reach) if str(reach).isdigit() else reach  # a string where it came as a flag
-  return Causal(model, chunk, window, causal["context"] or "clean", reach)
 
 
 def load_frozen(setup):
@@ -410,12 +279,6 @@ def _reference(config, name):
       f"give --config.nets.{name}.init=workdir:role:ema, a run that was trained before."
     )
   return resolve_reference(reference)
-
-
-def _overridden(config, role, section):
-  """The config's `section` with the values of nets.<role>.<section> that are not None."""
-  own = config["nets"].get(role, {}).get(section, {})
-  return config[section] | {key: value for key, value in own.items() if value is not None}
 
 
 def _optimizer(setting, updates):

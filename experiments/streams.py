@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import generate, setup
+from experiments import generate, networks, setup
 from vidstep import samplers
 from vidstep.causal.cached import TEACHER_FORCING, CachedNetwork
 from vidstep.causal.kv_cache import CachePolicy
@@ -15,6 +15,7 @@ from vidstep.causal.streaming import Engine
 from vidstep.masks import Window
 from vidstep.models.codec import Codec
 from vidstep.models.cond import Cond
+from vidstep.models.dit import VideoDiT
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +42,7 @@ class Source:
   """
 
   name: str
-  model: setup.VideoDiT
+  model: VideoDiT
   params: dict
   codec: Codec
   frame_shape: tuple[int, int, int]
@@ -129,7 +130,7 @@ def random_weights(config, *, steps=None) -> Source:
   codec = Codec(patch, np.zeros(3 * patch**2, np.float32), basis, np.ones(channels, np.float32))
   shape = (height // patch, width // patch, channels)
   follows = {"in_channels": channels, "out_channels": channels}
-  model = setup.make_model({"model": dict(config["model"]) | follows, "nets": {}}, "student")
+  model = networks.make_model({"model": dict(config["model"]) | follows, "nets": {}}, "student")
   x = jnp.zeros((1, 1, *shape))
   actions = jnp.zeros((1, 1, model.action_dim)) if model.action_dim else None
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.doom import objective as doom
-from experiments import reproduce, setup, tables
+from experiments import networks, reproduce, setup, tables
 from experiments.tables import bench, objectives, pictures, videos
 from experiments.tables.scm_vs_dcm import updates_to
 from experiments.tables.table import Claim, Column, Table, fill, interval, judge, results_of
@@ -201,17 +201,18 @@ def test_every_doom_config_builds(label, size, monkeypatch):
     return config.to_dict()
 
   monkeypatch.setattr(setup, "resolve_reference", lambda reference: reference)
-  monkeypatch.setattr(setup, "read_config", read)
+  for module in (setup, networks):
+    monkeypatch.setattr(module, "read_config", read)
   config = doom.get_config(f"{label},{size}")
   config.data.update(here)
   built = setup.build(config)
   assert set(config.nets) == {*built.objective.roles, *built.objective.frozen}
   assert built.models.keys() >= set(built.objective.roles)
   causal = label in (*doom.STAGES, *doom.CAUSAL_STUDENTS)
-  assert (setup.chunk_of(built.config, built.objective.roles[0]) == 1) == causal
+  assert (networks.chunk_of(built.config, built.objective.roles[0]) == 1) == causal
   assert (built.example.cond.clean is not None) == (config.causal.forcing == "teacher")
   if "fake" in built.objective.roles:  # scores whole clips, also of a causal student
-    assert setup.chunk_of(built.config, "fake") is None
+    assert networks.chunk_of(built.config, "fake") is None
   for role in built.objective.roles:
     init = config.nets[role].init
     if init and role != "critic":  # it starts from a network of the same shape

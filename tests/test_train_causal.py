@@ -13,7 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from configs import synthetic, synthetic_causal
 from experiments import flags as shared
-from experiments import generate, setup, train
+from experiments import generate, networks, setup, train
 from vidstep.training.log import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -99,7 +99,7 @@ def test_only_the_student_is_causal_and_only_teacher_forcing_has_clean_frames(ru
   for name, workdir in (("teacher", "whole"), ("fake", "whole"), ("student", "dcm")):
     role = "student" if name == "student" else "model"
     config.nets[name].init = f"{runs(workdir)}:{role}"
-  chunk = lambda role, **kw: setup.chunk_of(config.to_dict(), role, **kw)
+  chunk = lambda role, **kw: networks.chunk_of(config.to_dict(), role, **kw)
   assert chunk("student") == 1 and chunk("fake") is None
   assert chunk("teacher", of=f"{runs('whole')}:model") is None
   assert chunk("teacher", of=f"{runs('tf')}:model") == 1

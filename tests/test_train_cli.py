@@ -17,6 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from configs import common, synthetic
 from experiments import flags as shared
 from experiments import setup, train
+from vidstep.models.dit import VideoDiT
 from vidstep.training.checkpoint import load_network
 from vidstep.training.log import read_metrics
 
@@ -311,7 +312,7 @@ def test_strings_of_an_objective_become_what_it_takes():
 
 
 def test_the_defaults_of_a_config_are_the_fields_of_the_network():
-  fields = {f for f in setup.VideoDiT.__dataclass_fields__ if f not in ("parent", "name")}
+  fields = {f for f in VideoDiT.__dataclass_fields__ if f not in ("parent", "name")}
   assert set(common.model()) == fields
 
 

@@ -1,6 +1,7 @@
 """experiments.stream: engines from runs and from architectures, its report, when it fails."""
 
 import dataclasses
+import importlib
 import json
 import pathlib
 import subprocess
@@ -14,10 +15,25 @@ from absl import flags
 
 from configs import synthetic_causal
 from configs.doom import stream_gpu
-from experiments import setup, stream, streams
+from experiments import setup, streams
 from vidstep.metrics.streaming import StreamReport, summary
 from vidstep.training.checkpoint import Checkpoints
 
+
+def imported_alone(name, *own):
+  """An entry point with flags that another one in this process defines for itself."""
+  others = {flag: flags.FLAGS[flag] for flag in set(own) & set(flags.FLAGS)}
+  for flag in others:
+    delattr(flags.FLAGS, flag)
+  module = importlib.import_module(name)
+  for flag in own:
+    delattr(flags.FLAGS, flag)
+  for flag, definition in others.items():
+    flags.FLAGS[flag] = definition
+  return module
+
+
+stream = imported_alone("experiments.stream", "frames", "out")
 ROOT = pathlib.Path(__file__).parents[2]
 TIMES = summary([0.01, 0.02])
 
