@@ -95,6 +95,8 @@ def model() -> ConfigDict:
   config.in_channels = placeholder(int)
   config.out_channels = placeholder(int)
   config.text_dim = placeholder(int)  # None: no text
+  config.image_dim = placeholder(int)  # None: no tokens of an image (Wan's image to video)
+  config.image_tokens = 257
   config.action_dim = placeholder(int)  # 0: ignore actions
   config.actions_per_frame = 1
   config.time_scale = 1000.0
