@@ -3,11 +3,12 @@
 import pytest
 import test_play_protocol
 import test_play_server
+import test_play_sites
 from mutation import assert_caught, mutant
 
 from experiments.play_server import http, outbox, protocol, server
 
-OTHER_SITES = test_play_server.test_pages_of_other_sites_cannot_drive_the_world
+OTHER_SITES = test_play_sites.test_pages_of_other_sites_cannot_drive_the_world
 
 
 @pytest.mark.parametrize(
