@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import networks, setup
+from experiments import batches, drawing, networks
 from vidstep import samplers
 from vidstep.causal.rollout import forwards, schedule
 from vidstep.data.builder import describe
@@ -89,7 +89,7 @@ class Network:
   def prepare(self):
     """Loader batch -> `Batch`, compiled."""
     told = self.model.action_dim > 0
-    return jax.jit(setup.make_prepare(self.codec, self.config["data"]["context"], actions=told))
+    return jax.jit(batches.make_prepare(self.codec, self.config["data"]["context"], actions=told))
 
   @property
   def context(self):
@@ -145,7 +145,7 @@ def open_network(reference):
 
 def make_sampler(network, setting):
   """draw(params, batch, key) -> latents [B, F, H, W, C] of the frames after the context."""
-  draw = setup.make_draw(
+  draw = drawing.make_draw(
     network.causal,
     setting.grid(),
     first_times=setting.first_times,
@@ -188,7 +188,7 @@ def held_out(config, count, *, split="test"):
       "record more episodes or ask for fewer videos."
     )
   chosen = [source[int(i)] for i in np.linspace(0, len(source) - 1, count).round()]
-  embed = setup.text_encoder(config["data"])
+  embed = batches.text_encoder(config["data"])
   return next(Loader(chosen, split, batch_size=count, frames=frames, embed=embed))
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import generate, networks, setup
+from experiments import batches, generate, networks
 from vidstep import samplers
 from vidstep.causal.cached import TEACHER_FORCING, CachedNetwork
 from vidstep.causal.kv_cache import CachePolicy
@@ -104,7 +104,7 @@ def trained(reference, *, steps=None, clips=8) -> Source:
     solver=setting.solver,
     mask=network.causal.mask,
     context=network.causal.context,
-    embed=setup.text_encoder(network.config["data"]),
+    embed=batches.text_encoder(network.config["data"]),
     contexts=held["video"][:, : network.context],
     context_actions=held["actions"][:, : network.context] if known else None,
     captions=tuple(map(str, captions)),

@@ -30,6 +30,8 @@ from tqdm import tqdm
 
 from experiments import flags as shared
 from experiments import setup as build
+from experiments.batches import sample_batch
+from experiments.drawing import make_sample_fn
 from vidstep.parallel.mesh import make_mesh
 from vidstep.parallel.sharding import batch_sharding, check_batch, replicated, state_sharding
 from vidstep.training.checkpoint import Checkpoints
@@ -141,9 +143,9 @@ def train(config, workdir, *, wandb=None, profile=None):
   # Samples: a few of the same conditions from the same noise throughout the run
   # ----------------------------------------------------------------------------------------------
   seeds, look_every = watched["samples"], watched["every"] or settings["sample_every"]
-  draw = jax.jit(build.make_sample_fn(run), out_shardings=everywhere)
+  draw = jax.jit(make_sample_fn(run), out_shardings=everywhere)
   repeated = lambda x: jnp.tile(x, (seeds,) + (1,) * (x.ndim - 1))
-  shown = jax.device_put(jax.tree.map(repeated, build.sample_batch(run)), everywhere)
+  shown = jax.device_put(jax.tree.map(repeated, sample_batch(run)), everywhere)
 
   def look(step):
     """What a probe of the samples measures; their picture at every sample_every-th step."""

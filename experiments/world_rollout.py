@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import generate, setup
+from experiments import batches, generate
 from vidstep import samplers
 from vidstep.causal.cached import TEACHER_FORCING, CachedNetwork
 from vidstep.causal.guided import Guided
@@ -148,7 +148,7 @@ class Player:
     frames, data = self.network.context + self.horizon, self.network.config["data"]
     batch = {"video": part["video"][:, :frames], "actions": part["actions"][:, :frames]}
     if data.get("text"):
-      batch["text"], batch["text_mask"] = setup.text_encoder(data)(part["caption"].tolist())
+      batch["text"], batch["text_mask"] = batches.text_encoder(data)(part["caption"].tolist())
     return self.network.prepare(batch).cond.replace(clean=None)
 
   def _like(self, cond):

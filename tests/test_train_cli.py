@@ -15,8 +15,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import common, synthetic
+from experiments import batches, objectives, setup, train
 from experiments import flags as shared
-from experiments import setup, train
+from vidstep.models.codec import load_codec
 from vidstep.models.dit import VideoDiT
 from vidstep.training.checkpoint import load_network
 from vidstep.training.log import read_metrics
@@ -90,7 +91,7 @@ def test_a_resumed_run_needs_its_place_in_the_data(teacher, tmp_path, lost):
   if lost:  # the mutation: resuming from where the data began
     meta = workdir / "checkpoints" / "4" / "meta" / "metadata"
     stored = json.loads(meta.read_text())
-    stored["loader"] = setup.make_loader(stored["config"]).state()
+    stored["loader"] = batches.make_loader(stored["config"]).state()
     meta.write_text(json.dumps(stored))
   train.train(tiny(), workdir)
   losses = [[m["model/loss"] for m in read_metrics(w)] for w in (teacher, workdir)]
@@ -173,13 +174,13 @@ def test_a_step_that_is_not_finite_stops_the_run_with_a_dump(teacher, tmp_path, 
   shutil.rmtree(workdir / "checkpoints" / "8")
   drawn = []
 
-  def poisoned(self, draw=setup.Loader.__next__):
+  def poisoned(self, draw=batches.Loader.__next__):
     drawn.append(draw(self))
     if len(drawn) == 3:  # after the clips to show and the batch of step 5
       drawn[-1]["actions"][0, 1] = np.nan
     return drawn[-1]
 
-  monkeypatch.setattr(setup.Loader, "__next__", poisoned)
+  monkeypatch.setattr(batches.Loader, "__next__", poisoned)
   with pytest.raises(ValueError, match=r"Step 6 is not finite \(.*model/loss.*\): stopped"):
     train.train(tiny(), workdir)
   dump = workdir / "nonfinite"
@@ -303,10 +304,10 @@ def test_another_architecture_is_refused_for_init_and_for_resuming(teacher):
 
 def test_strings_of_an_objective_become_what_it_takes():
   objective = {"name": "flow_matching", "time": "lognormal:-0.5,1.2", "weight": "bell"}
-  assert setup.make_objective(objective, {}).roles == ("model",)
+  assert objectives.make_objective(objective, {}).roles == ("model",)
   from vidstep import paths
 
-  parse = lambda text: setup.parse_option("time", text, paths.Uniform())
+  parse = lambda text: objectives.parse_option("time", text, paths.Uniform())
   assert parse("uniform") == paths.Uniform() and parse("uniform:5") == paths.Uniform(5.0)
   assert parse("lognormal:-0.5,1.2") == paths.LogNormal(-0.5, 1.2)
 
@@ -319,10 +320,10 @@ def test_the_defaults_of_a_config_are_the_fields_of_the_network():
 def test_batches_are_cut_into_context_and_what_follows_it():
   video = np.arange(2 * 4 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 4, 3)
   clips = {"video": video, "actions": np.ones((2, 4, 5), np.float32)}
-  batch = setup.make_prepare(setup.load_codec("pixel"), 1, actions=True)(clips)
+  batch = batches.make_prepare(load_codec("pixel"), 1, actions=True)(clips)
   expected = video.astype(np.float64) / 127.5 - 1
   np.testing.assert_allclose(batch.cond.context, expected[:, :1], atol=1e-6)
   np.testing.assert_allclose(batch.x0, expected[:, 1:], atol=1e-6)
   assert batch.cond.actions.shape == (2, 4, 5)  # of all frames, the context included
-  bare = setup.make_prepare(setup.load_codec("pixel"), 0, actions=False)(clips)
+  bare = batches.make_prepare(load_codec("pixel"), 0, actions=False)(clips)
   assert bare.cond.context is None and bare.cond.actions is None and bare.x0.shape == video.shape

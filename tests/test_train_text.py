@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import synthetic
-from experiments import generate, setup, train
+from experiments import batches, generate, train
 from vidstep.data import builder
 from vidstep.models import text
 
@@ -74,7 +74,7 @@ def test_prepared_batches_hold_the_text(trained):
   batch = trained.prepare({k: v for k, v in clips.items() if k != "caption"})
   np.testing.assert_array_equal(jax.device_get(batch.cond.text), clips["text"])
   assert batch.cond.text_mask.dtype == bool
-  assert setup.text_encoder({"text": False}) is None
+  assert batches.text_encoder({"text": False}) is None
 
 
 def test_text_without_captions_is_refused(trained):

@@ -6,7 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 
-from experiments import setup
+from experiments import objectives
 from experiments.tables import networks, videos
 from experiments.tables.fit import fit
 from vidstep import losses, samplers
@@ -199,7 +199,7 @@ def make_objective(recipe):
     "before": velocity,
   }
   features = networks.features_of(MODELS["clip"])
-  return setup.make_objective(
+  return objectives.make_objective(
     recipe["objective"],
     {
       "velocity": velocity,

@@ -13,7 +13,7 @@ from intervals import VIDEOS, expected_gradient, grown, law, numpy_student, stud
 from mutation import assert_caught, mutant
 from videos import batch_of, displaced, exact, flat, wasserstein, zeros
 
-from experiments.setup import make_objective
+from experiments.objectives import make_objective
 from vidstep import paths
 from vidstep.losses import Batch, flow_map, scm
 

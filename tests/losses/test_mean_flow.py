@@ -26,7 +26,7 @@ from videos import (
   zeros,
 )
 
-from experiments.setup import make_objective
+from experiments.objectives import make_objective
 from vidstep import paths
 from vidstep.losses import Batch, mean_flow
 from vidstep.models.cond import Cond

@@ -24,7 +24,7 @@ from videos import (
   zeros,
 )
 
-from experiments.setup import make_objective
+from experiments.objectives import make_objective
 from vidstep import paths
 from vidstep.losses import Batch, dmd2, rcm, scm
 

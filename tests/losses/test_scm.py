@@ -31,7 +31,7 @@ from videos import (
   zeros,
 )
 
-from experiments.setup import make_objective
+from experiments.objectives import make_objective
 from vidstep import paths, samplers
 from vidstep.attention import attention
 from vidstep.losses import Batch, dcm, scm, sct

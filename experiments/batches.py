@@ -1,0 +1,117 @@
+"""Training data from a config: loader, embedded captions, batches as objectives want them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from vidstep import losses
+from vidstep.data.loader import Loader
+from vidstep.models.cond import Cond
+from vidstep.models.text import TextEncoder
+
+
+def make_loader(config, split="train", batch_size=None):
+  """This process's share of a split, as the config's `data` says.
+
+  Args:
+    config: the config as a dict.
+    split: "train" (endless) or "test" (one pass).
+    batch_size: over all processes; None takes data.batch_size.
+  """
+  data = config["data"]
+  if not data["path"]:
+    raise ValueError(
+      'No data: give --config.data.path, a folder made by experiments.record or "synthetic".'
+    )
+  batch_size, count = batch_size or data["batch_size"], jax.process_count()
+  if batch_size % count:
+    raise ValueError(f"data.batch_size={batch_size} is not divided by {count} processes.")
+  return Loader(
+    data["path"],
+    split,
+    batch_size=batch_size // count,
+    frames=data["frames"],
+    seed=config["seed"],
+    shard=(jax.process_index(), count),
+    embed=text_encoder(data),
+  )
+
+
+def text_encoder(data):
+  """What turns captions into embeddings, as the section `data` of a config says; None: nothing."""
+  return _encoder(data["text_tokens"]) if data.get("text") else None
+
+
+_encoder = functools.cache(TextEncoder)
+
+
+def fit_to_data(config, codec, loader):
+  """Fills in the sizes that follow from codec and data; returns prepare and the shapes it gives."""
+  data, model = config["data"], config["model"]
+  batch, frames, context = data["batch_size"], data["frames"], data["context"]
+  if not 0 <= context < frames:
+    raise ValueError(f"data.context={context} leaves nothing to generate of data.frames={frames}.")
+  follows = {
+    "in_channels": codec.channels,
+    "out_channels": codec.channels,
+    "action_dim": loader.num_actions,
+  }
+  for key, value in follows.items():
+    model[key] = value if model[key] is None else model[key]
+  shapes = {
+    "video": jax.ShapeDtypeStruct((batch, frames, loader.size, loader.size, 3), jnp.uint8),
+    "actions": jax.ShapeDtypeStruct((batch, frames, loader.num_actions), jnp.float32),
+  }
+  if data.get("text"):
+    model["text_dim"], length = TextEncoder.dim, data["text_tokens"]
+    shapes["text"] = jax.ShapeDtypeStruct((batch, length, TextEncoder.dim), jnp.float32)
+    shapes["text_mask"] = jax.ShapeDtypeStruct((batch, length), bool)
+  clean = config["causal"]["forcing"] == "teacher"
+  prepare = make_prepare(codec, context, actions=model["action_dim"] > 0, clean=clean)
+  return prepare, jax.eval_shape(prepare, shapes)
+
+
+def make_prepare(codec, context, *, actions, clean=False):
+  """Loader batches to objective batches.
+
+  Args:
+    codec: video [B, T, H, W, 3] in [-1, 1] -> latents [B, T, h, w, C].
+    context: number of first frames that are given clean.
+    actions: whether the network is told the actions.
+    clean: whether the condition holds the clean video, for teacher forcing.
+
+  Returns:
+    prepare({"video": uint8 [B, T, H, W, 3], "actions": [B, T, A]}) -> `Batch` with x0 the frames
+    after the context, cond.context those before, cond.actions of all T frames; "text" and
+    "text_mask" of the batch, if it has them, are the condition's.
+  """
+
+  def prepare(batch):
+    latents = codec.encode(batch["video"].astype(jnp.float32) / 127.5 - 1)
+    x0 = latents[:, context:]
+    cond = Cond(
+      text=batch.get("text"),
+      text_mask=batch.get("text_mask"),
+      actions=batch["actions"] if actions else None,
+      context=latents[:, :context] if context else None,
+      clean=x0 if clean else None,
+    )
+    return losses.Batch(x0=x0, cond=cond)
+
+  return prepare
+
+
+def sample_batch(setup):
+  """The first eval.videos clips of eval.split, prepared: the same ones throughout a run."""
+  settings = setup.config["eval"]
+  loader = Loader(
+    setup.config["data"]["path"],
+    settings["split"],
+    batch_size=settings["videos"],
+    frames=setup.config["data"]["frames"],
+    seed=setup.config["seed"],
+    embed=text_encoder(setup.config["data"]),
+  )
+  clips = next(iter(loader))
+  return setup.prepare({name: value for name, value in clips.items() if name != "caption"})

@@ -1,0 +1,69 @@
+"""Sampling a network as a pure function: a whole clip, or chunk after chunk."""
+
+import jax
+import jax.numpy as jnp
+
+from experiments.networks import causal_of
+from vidstep import samplers
+from vidstep.causal.rollout import rollout
+from vidstep.models.cond import null_cond
+
+
+def make_sample_fn(setup):
+  """Draws videos as the config's `eval` says.
+
+  Returns:
+    sample(params, batch, key) -> (real, drawn), videos [B, T, H, W, 3] in [-1, 1] of all frames,
+    the context included; `params` are the first role's, `batch` a prepared `Batch`. Pure.
+  """
+  settings, role = setup.config["eval"], setup.objective.roles[0]
+  steps, few = settings["steps"], tuple(settings["times"])
+  shifted = lambda: samplers.timesteps(steps, shift=settings["shift"])
+  draw = make_draw(
+    causal_of(setup.config, role, setup.models[role]),
+    samplers.timestep_list(few, steps) if few else shifted(),
+    first_times=settings.get("first_times", ()),
+    solver=settings["solver"],
+    guidance=settings["guidance"],
+  )
+
+  def sample(params, batch, key):
+    drawn = draw(params, batch, key)
+    context = [] if batch.cond.context is None else [batch.cond.context]
+    whole = lambda x: setup.codec.decode(jnp.concatenate([*context, x], axis=1))
+    return whole(batch.x0), whole(drawn)
+
+  return sample
+
+
+def make_draw(way, times, *, first_times=(), solver, guidance):
+  """Sampling as a pure function.
+
+  Args:
+    way: the `Causal` of the network. If it has chunks, they come one after the other, see
+      `rollout`; else the whole clip at once.
+    times: of the solver, the final 0 included; of every chunk, if the network is causal.
+    first_times: intermediate times of the first chunk, if they differ.
+    solver: name in `samplers.SOLVERS`.
+    guidance: weight; 1 is none.
+
+  Returns:
+    draw(params, batch, key) -> latents [B, F, H, W, C] of the frames after the context.
+  """
+  velocity = way.velocity
+  first = samplers.timestep_list(first_times)[:-1].tolist() if first_times else ()
+
+  def draw(params, batch, key):
+    noise_key, key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, batch.x0.shape)
+    if way.chunk is None:
+      given = lambda cond: lambda x, t, **s: velocity(params, x, t, cond, **s)
+      field = samplers.guided(given(batch.cond), given(null_cond(batch.cond)), guidance)
+      return samplers.sample(field, noise, times, solver=solver, key=key)
+    context = batch.cond.context
+    network = way.network(noise.shape[1] + (0 if context is None else context.shape[1]))
+    how = {"times": times[:-1].tolist(), "first_times": first, "context": way.context}
+    how |= {"solver": solver, "guidance": guidance, "chunk": way.chunk}
+    return rollout(network, params, noise, batch.cond, key, **how)[0]
+
+  return draw
