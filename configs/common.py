@@ -10,13 +10,17 @@ def base() -> ConfigDict:
   config.seed = 0
 
   config.data = ConfigDict()
-  config.data.path = placeholder(str)  # folder made by experiments.record, or "synthetic"
+  # Folder made by experiments.record or experiments.synthesize, or "synthetic".
+  config.data.path = placeholder(str)
   config.data.batch_size = 16  # over all devices
-  config.data.frames = 8  # frames of a clip, context included
+  config.data.frames = 8  # frames of a clip, context included; latent frames of a latent data set
   config.data.context = 0  # clean first frames that are given, not generated
-  config.data.codec = "pixel"  # or the file of a fitted codec
+  config.data.codec = "pixel"  # or the file of a fitted codec; "none" for a latent data set
+  config.data.latent_size = placeholder(tuple)  # (h, w) of latents; None: follows from the data
   config.data.text = False  # give the networks the clips' captions (the extra "text")
   config.data.text_tokens = 24  # length of a prompt; longer ones are cut
+  # Guidance of a latent data set: the embedded negative prompt, .npy [L, Dt]; None: the data's own.
+  config.data.negative = placeholder(str)
 
   # The fields of vidstep.models.dit.VideoDiT. None: follows from codec and data.
   config.model = model()
@@ -127,16 +131,22 @@ def optim() -> ConfigDict:
   return config
 
 
-def net(init=None, *, optim=None, model=None, causal=None) -> ConfigDict:
+def net(
+  init=None, *, optim=None, model=None, causal=None, lora=None, param_dtype=None
+) -> ConfigDict:
   """One entry of `config.nets`; None anywhere means what the top of the config says.
 
   Args:
-    init: "workdir:role" or "workdir:role:ema", optionally with "@step": the weights to start from.
-      For a frozen network, which brings its own `model`, it is where the network lives.
+    init: "workdir:role" or "workdir:role:ema", optionally with "@step", or "wan:" and the name of a
+      release, a repository of the hub, a folder or a file, optionally with "#role" for a file of
+      several networks: the weights to start from. For a frozen network it is where it lives.
     optim: keys of `optim()` that differ for this role.
-    model: keys of `model()` that differ for this role.
+    model: keys of `model()` that differ for this role; a frozen network of an earlier run is what
+      it is there, but for these.
     causal: whether it is causal. None: a student is what `causal` says, a frozen network what it
       was trained as, any other sees the whole clip.
+    lora: keys of `lora()`: train low-rank factors on top of `init`, which is then a frozen network.
+    param_dtype: "bfloat16" to keep a frozen network, or the base of factors, in half the memory.
   """
   config = ConfigDict()
   config.init = placeholder(str)
@@ -145,6 +155,18 @@ def net(init=None, *, optim=None, model=None, causal=None) -> ConfigDict:
   config.model = _overrides(_model(), model)
   config.causal = placeholder(bool)
   config.causal = causal
+  config.lora = _overrides(_lora(), lora)
+  config.param_dtype = placeholder(str)
+  config.param_dtype = param_dtype
+  return config
+
+
+def lora() -> ConfigDict:
+  """Low-rank adaptation of one role (vidstep.training.lora)."""
+  config = ConfigDict()
+  config.rank = placeholder(int)  # None: all weights are trained
+  config.alpha = placeholder(float)  # the factors count alpha / rank; None: 1
+  config.targets = placeholder(str)  # "attention" (None), "linear", or a regular expression
   return config
 
 
@@ -157,8 +179,8 @@ def _overrides(defaults, values):
   return config.unlock()
 
 
-# Inside `net` the names of these two are taken by its arguments.
-_model, _optim = model, optim
+# Inside `net` the names of these are taken by its arguments.
+_model, _optim, _lora = model, optim, lora
 
 
 # ------------------------------------------------------------------------------------------------
