@@ -17,10 +17,9 @@ def base() -> ConfigDict:
   config.data.context = 0  # clean first frames that are given, not generated
   config.data.codec = "pixel"  # or the file of a fitted codec; "none" for a latent data set
   config.data.latent_size = placeholder(tuple)  # (h, w) of latents; None: follows from the data
-  config.data.text = False  # give the networks the clips' captions (the extra "text")
+  # Give the networks the clips' captions (the extra "text"), or the text stored with latents.
+  config.data.text = False
   config.data.text_tokens = 24  # length of a prompt; longer ones are cut
-  # Guidance of a latent data set: the embedded negative prompt, .npy [L, Dt]; None: the data's own.
-  config.data.negative = placeholder(str)
 
   # The fields of vidstep.models.dit.VideoDiT. None: follows from codec and data.
   config.model = model()
@@ -70,10 +69,16 @@ def base() -> ConfigDict:
   config.diagnose.stop = False  # stop, with a checkpoint, when a collapse has stood
   config.diagnose.patience = 3  # for so many looks
 
+  # How devices share the work (docs/scaling.md); one of the sizes may be -1: all that are left.
   config.mesh = ConfigDict()
-  config.mesh.data = -1  # -1: all devices that fsdp leaves
-  config.mesh.fsdp = 1
+  config.mesh.data = -1  # copies of the model, each with its own samples
+  config.mesh.fsdp = 1  # devices that share samples and the memory of the weights
+  config.mesh.sequence = 1  # devices that share the frames of each video
+  config.mesh.tensor = 1  # devices that share each matrix and the heads: "tensor" in `rules`
   config.mesh.rules = "fsdp"  # preset in vidstep.parallel.sharding
+  # How frames on different devices attend to each other: "ring", or "all_to_all", which moves less
+  # but needs as many heads (of each tensor device) as `sequence` divides.
+  config.mesh.sequence_method = "ring"
 
   # How networks of this run are sampled: during training and as defaults of sample and evaluate.
   config.eval = ConfigDict()

@@ -32,7 +32,7 @@ from experiments import flags as shared
 from experiments import setup as build
 from experiments.batches import sample_batch
 from experiments.drawing import make_sample_fn
-from vidstep.parallel.mesh import make_mesh
+from vidstep.parallel.mesh import AXES, make_mesh
 from vidstep.parallel.sharding import batch_sharding, check_batch, replicated, state_sharding
 from vidstep.training.checkpoint import Checkpoints
 from vidstep.training.diagnosis import Collapsed, Diagnosis
@@ -77,7 +77,7 @@ def train(config, workdir, *, wandb=None, profile=None):
   # ----------------------------------------------------------------------------------------------
   # Mesh and shardings
   # ----------------------------------------------------------------------------------------------
-  mesh = make_mesh(config["mesh"]["data"], config["mesh"]["fsdp"])
+  mesh = make_mesh(*(config["mesh"][axis] for axis in AXES))
   check_batch(config["data"]["batch_size"], mesh, settings["accumulate"])
   spread = functools.partial(state_sharding, mesh=mesh, preset=config["mesh"]["rules"])
   by_sample, everywhere = batch_sharding(mesh), replicated(mesh)
