@@ -9,11 +9,8 @@ workdir/cells, so an interrupted sweep goes on where it stopped. Leaves in --wor
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import pathlib
-import pickle
 
 import numpy as np
 from PIL import Image
@@ -22,6 +19,7 @@ from tqdm import tqdm
 from configs import common
 from experiments import flags as shared
 from experiments import generate, judge, report
+from experiments.cells import kept
 from vidstep.data.video_io import grid, save_video, strip
 from vidstep.metrics.describe import describe_clips
 from vidstep.metrics.motion import motion_magnitude
@@ -58,17 +56,18 @@ def sweep(config, workdir):
     resamples=config["resamples"],
   )
 
+  told = {k: config[k] for k in ("videos", "seeds", "features", "resamples", "shown")}
   cells = {}
   baselines = {name: None for name in ("real", "codec", "repeat last frame")}
   bar = tqdm(total=len(baselines) + len(rows), desc="cells", unit="cell", dynamic_ncols=True)
   with bar:
     for name, make in _baselines(first, bench, config).items():
-      cells[name] = _cell(workdir, (name, first.reference), config, make)
+      cells[name] = kept(workdir, [(name, first.reference), told], make)
       bar.update()
     for name, (who, setting) in rows.items():
       fill = lambda w=who, s=setting, n=name: _measure(networks[w], s, bench, config, n)
       key = (networks[who].reference, dataclasses.asdict(setting))
-      cells[name] = _cell(workdir, key, config, fill)
+      cells[name] = kept(workdir, [key, told], fill)
       tqdm.write(f"  {name:32s} {report.one_line(cells[name]['result'])}")
       bar.update()
 
@@ -156,21 +155,6 @@ def _baselines(network, bench, config):
     still = np.repeat(video[:, n - 1 : n], video.shape[1] - n, axis=1)
     out["repeat last frame"] = lambda: cell(still)
   return out
-
-
-def _cell(workdir, key, config, fill):
-  """The cell from disk if it is there, else filled and saved, whole or not at all."""
-  shared_by_all = {k: config[k] for k in ("videos", "seeds", "features", "resamples", "shown")}
-  text = json.dumps([key, shared_by_all], sort_keys=True)
-  path = workdir / "cells" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.pkl"
-  if path.exists():
-    return pickle.loads(path.read_bytes())
-  cell = fill()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
-  partial.write_bytes(pickle.dumps(cell))
-  partial.replace(path)
-  return cell
 
 
 def _pictures(cells, config, network, bench, workdir):

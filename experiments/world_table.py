@@ -2,10 +2,7 @@
 
 import dataclasses
 import datetime
-import hashlib
-import json
 import pathlib
-import pickle
 import shlex
 import sys
 import time
@@ -15,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import generate, judge, world_picture, world_report, world_score
+from experiments.cells import kept
 from experiments.world_bench import make_bench, take
 from experiments.world_rollout import Player
 from vidstep.metrics.actions import shifted, shuffled
@@ -24,6 +22,11 @@ SETTING = ("solver", "steps", "shift", "guidance", "times", "first_times")
 KEYS = ("name", "network", "context", "late", "i3d", *SETTING)
 BASELINES = ("codec", "repeat last frame")
 SCORES = 2  # raise when a row gets new numbers: cells from before lack them
+# What of the config a cell depends on.
+TOLD = (
+  "clips", "frames", "next_clips", "long", "long_clips", "seed", "resamples", "batch",
+  "latency_runs", "reader_steps", "reader_clips", "hold", "hold_frames", "hold_clips",
+)  # fmt: skip
 
 
 def evaluate(config, workdir, *, rows=None):
@@ -46,10 +49,11 @@ def evaluate(config, workdir, *, rows=None):
 
   fills = {name: _baseline(name, bench, network) for name in ("real", *BASELINES)}
   fills |= {name: _generated(player, rows[name], bench) for name, player in players.items()}
+  told = {part: config[part] for part in TOLD}
   cells, results = {}, {}
   with tqdm(total=len(fills), desc="rows", unit="row", dynamic_ncols=True) as bar:
     for name, (key, fill) in fills.items():
-      cells[name] = _cell(workdir, config, key, fill)
+      cells[name] = kept(workdir, [SCORES, key, told], fill)
       results[name] = cells[name]["result"]
       tqdm.write(f"  {name:44s} {world_report.one_line(results[name])}")
       bar.update()
@@ -60,7 +64,7 @@ def evaluate(config, workdir, *, rows=None):
   chosen = ["real", "repeat last frame", *(n for n, row in rows.items() if row.get("i3d"))]
   for name in tqdm(chosen if lengths else (), desc="FVD", unit="row", dynamic_ncols=True):
     fill = lambda n=name: world_score.distances(cells[n]["rollout"], bench, ("i3d",), lengths)
-    found = _cell(workdir, config, (fills[name][0], "i3d", lengths), fill)
+    found = kept(workdir, [SCORES, (fills[name][0], "i3d", lengths), told], fill)
     for length, distances in found.items():
       results[name]["distances"][length] |= distances
     _write(cells, results, config, bench, workdir, began)
@@ -224,22 +228,6 @@ def _generated(player, row, bench):
     return {"result": result, "rollout": videos["rollout"], "held": futures}
 
   return key, fill
-
-
-def _cell(workdir, config, key, fill):
-  """The cell from disk if it is there, else filled and saved, whole or not at all."""
-  parts = ("clips", "frames", "next_clips", "long", "long_clips", "seed", "resamples", "batch")
-  parts += ("latency_runs", "reader_steps", "reader_clips", "hold", "hold_frames", "hold_clips")
-  text = json.dumps([SCORES, key, {part: config[part] for part in parts}], sort_keys=True)
-  path = workdir / "cells" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.pkl"
-  if path.exists():
-    return pickle.loads(path.read_bytes())
-  cell = fill()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
-  partial.write_bytes(pickle.dumps(cell))
-  partial.replace(path)
-  return cell
 
 
 def _write(cells, results, config, bench, workdir, began):

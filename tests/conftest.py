@@ -1,6 +1,8 @@
 """Strict numerics for every test: 8 simulated devices, no silent promotion, warnings are errors."""
 
+import gc
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -12,6 +14,32 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module")
+def unoptimized():
+  """For modules whose programs would take longer to optimize than to run."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def optimized(unoptimized):
+  """For a test in such a module that looks at what the compiler made."""
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+  """Compiled programs are kept as long as their process lives: too many for one of a long suite."""
+  yield
+  pages = pathlib.Path("/proc/self/statm")  # Linux
+  if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") > 4 * 2**30:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -21,14 +21,12 @@ DATA = "synthetic:clips=16,frames=4,size=16"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-  """Runs of this module share what they compile; optimizing it would take longer than running."""
-  jax.config.update("jax_disable_most_optimizations", True)
+def compiled_once(unoptimized, tmp_path_factory):
+  """Runs of this module share what they compile."""
   shared.use_compilation_cache(tmp_path_factory.mktemp("cache"))
   compilation_cache.reset_cache()
   yield
   jax.config.update("jax_compilation_cache_dir", None)
-  jax.config.update("jax_disable_most_optimizations", False)
   compilation_cache.reset_cache()
 
 

@@ -19,12 +19,7 @@ def tiny(**train):
   return config
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-  """Optimizing these programs would take far longer than running them."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 @pytest.fixture(scope="module")

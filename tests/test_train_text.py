@@ -15,12 +15,7 @@ if importlib.util.find_spec(text.PACKAGE) is None:
   pytest.skip(f"needs the MiniLM weights: {text.HINT}", allow_module_level=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-  """Optimizing what is compiled would take longer than running it."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import pathlib
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -54,16 +53,9 @@ def test_variants_change_what_they_say():
       get(arg)
 
 
-@pytest.fixture
-def quickly():
-  """Optimizing what is compiled would take longer than running it."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
+@pytest.mark.usefixtures("unoptimized")
 @pytest.mark.timeout(900)
-def test_the_tiny_pipeline_runs_from_the_recording_to_the_student(tmp_path, quickly, capsys):
+def test_the_tiny_pipeline_runs_from_the_recording_to_the_student(tmp_path, capsys):
   pytest.importorskip("vizdoom")
   if importlib.util.find_spec(text.PACKAGE) is None:
     pytest.skip(f"needs the MiniLM weights: {text.HINT}")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from mutation import assert_caught, mutant
+from random_params import randomised
 
 from vidstep.causal import cached, kv_cache
 from vidstep.causal.cached import CachedNetwork
@@ -19,30 +20,12 @@ from vidstep.models.layout import plain
 from vidstep.models.past import Past
 from vidstep.models.positions import Positions
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 blocks, dit = (importlib.import_module(f"vidstep.models.{name}") for name in ("blocks", "dit"))
 SEEN, FRAMES, CHUNK = 2, 7, (1, 2)  # context, then chunks of 1, 2, 2, 2
 STARTS = (0, 1, 3, 5)
 B = 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-  """To optimize these programs would take longer than to run them."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
-def randomised(shapes, seed=0):
-  """Every parameter drawn anew, none small: a term that is lost must show."""
-  leaves, tree = jax.tree.flatten(shapes)
-  rng = np.random.default_rng(seed)
-
-  def draw(a):
-    scale = 0.3 if a.ndim == 1 else a.shape[-2] ** -0.5
-    return jnp.asarray(rng.standard_normal(a.shape) * scale + (a.ndim == 1), a.dtype)
-
-  return jax.tree.unflatten(tree, [draw(a) for a in leaves])
 
 
 @functools.cache
@@ -261,9 +244,8 @@ def test_nothing_is_compiled_again_however_long_the_stream():
   assert cache.count == 9 and cache.frame[0].tolist() == [0, 7, 8]
 
 
-def test_a_donated_cache_is_not_copied():
+def test_a_donated_cache_is_not_copied(optimized):
   """Not by `append`, nor by `read_append`, which reads the last block after its keys are made."""
-  jax.config.update("jax_disable_most_optimizations", False)
   model, params = net()
   network = CachedNetwork(model, CachePolicy(13))
   x, t, cond = example()
@@ -274,7 +256,6 @@ def test_a_donated_cache_is_not_copied():
     text = jax.jit(step, donate_argnums=4).lower(*args, cache).compile().as_text()
     moved = [line for line in text.splitlines() if "= f32[2,2,13,4,2,12]" in line]
     assert moved and not any(" copy(" in line for line in moved)
-  jax.config.update("jax_disable_most_optimizations", True)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -3,20 +3,14 @@
 import pathlib
 import re
 
-import jax
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.timeout(900)  # it compiles much: slow where others compute
+pytestmark = [
+  pytest.mark.usefixtures("unoptimized"),
+  pytest.mark.timeout(900),  # it compiles much: slow where others compute
+]
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "causality.md"
-
-
-@pytest.fixture(autouse=True)
-def compiled_in_a_hurry():
-  """To optimize these programs would take longer than to run them."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_the_page_on_causality_runs_in_order(tmp_path, monkeypatch):

@@ -26,6 +26,8 @@ from vidstep.models.cond import Cond
 from vidstep.models.dit import VideoDiT
 from vidstep.models.velocity import velocity_fn
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 pytestmark = pytest.mark.timeout(900)  # it compiles much: slow where others compute
 B, WORDS, FULL = 2, 4, Full()
 
@@ -81,14 +83,6 @@ MODEL = VideoDiT(
   dim=24, heads=2, depth=2, ffn_dim=32, in_channels=2, out_channels=2, text_dim=3, action_dim=2,
   second_time=True, scan=True, attention="xla",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-  """To optimize these programs would take longer than to run them."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

@@ -17,6 +17,8 @@ from vidstep.causal.packed import PackedNetwork
 from vidstep.models import Cond
 from vidstep.models.cond import null_cond
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 SOURCE = importlib.import_module("vidstep.causal.rollout")
 DENOISE = importlib.import_module("vidstep.causal.denoise")
 SEEN, FRAMES, CHUNK = 2, 4, (1, 2)
@@ -26,14 +28,6 @@ TIMES, FIRST = (1.0, 0.6), (1.0, 0.8, 0.4)
 ALL = (1.0, 0.8, 0.6, 0.4)
 KEY = jax.random.key(5)
 B, D = 2, 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-  """To optimize these programs would take longer than to run them."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 # ------------------------------------------------------------------------------------------------

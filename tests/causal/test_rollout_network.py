@@ -17,6 +17,8 @@ from vidstep.masks import CausalChunks, TeacherForcing, Window
 from vidstep.models import Cond, VideoDiT, velocity_fn
 from vidstep.models.layout import plain
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 SOURCE = importlib.import_module("vidstep.causal.rollout")
 SEEN, FRAMES, CHUNK = 2, 4, (1, 2)
 CHUNKS = np.int32([0, 0, 1, 2, 2, 3])  # of all frames: context, one frame, two, the rest
@@ -24,14 +26,6 @@ OF = CHUNKS[SEEN:] - 1
 TIMES = (1.0, 0.6)
 KEY = jax.random.key(5)
 QUICK = {"xla_backend_optimization_level": 0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-  """To optimize these programs would take longer than to run them."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -14,13 +14,7 @@ from vidstep.models import Cond
 from vidstep.teachers import gaussian
 from vidstep.teachers.analytic import causal
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-  """To optimize these programs would take longer than to run them."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 # ------------------------------------------------------------------------------------------------

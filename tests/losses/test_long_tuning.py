@@ -17,19 +17,13 @@ from vidstep.losses import Batch
 from vidstep.models import Cond
 from vidstep.teachers import gaussian
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 SOURCE = importlib.import_module("vidstep.losses.long_tuning")
 STREAM = importlib.import_module("vidstep.causal.extension")
 SEEN, OVERLAP, FRAMES, LONGEST = 1, 1, 3, 6  # so that a clip has two new frames
 NEW = FRAMES - OVERLAP
 OPTIONS = {"overlap": OVERLAP, "longest": LONGEST}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-  """To optimize these programs would take longer than to run them."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def student(params, x, t, cond):

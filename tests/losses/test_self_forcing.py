@@ -20,15 +20,9 @@ from vidstep.losses import Batch, self_forcing
 from vidstep.models import Cond
 from vidstep.teachers import gaussian
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 SOURCE = importlib.import_module("vidstep.losses.self_forcing")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-  """To optimize these programs would take longer than to run them."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 # ------------------------------------------------------------------------------------------------

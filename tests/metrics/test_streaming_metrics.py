@@ -18,7 +18,7 @@ def record(hosts, *, frames=1, rate=10.0, arrivals=(), latency=0.02, **options):
   for i, host in enumerate(hosts):
     stamps = Stamps(dict(arrivals).get(i), host - latency, host - latency / 4, host)
     pixels = np.zeros((frames, 2, 2, 3), np.uint8)
-    recorder.add(session, Chunk(pixels, frames * i, None, 1, stamps))
+    recorder.add(session, Chunk(pixels, frames * i, None, 1, stamps, frames * i))
   return recorder
 
 
@@ -68,7 +68,7 @@ def test_sessions_are_not_mixed():
     for i in range(5):
       host = 1 + 0.2 * i + offset
       pixels = np.zeros((1, 2, 2, 3), np.uint8)
-      recorder.add(session, Chunk(pixels, i, None, 1, Stamps(None, host - 0.02, host, host)))
+      recorder.add(session, Chunk(pixels, i, None, 1, Stamps(None, host - 0.02, host, host), i))
   report = recorder.report()
   assert (report.sessions, report.frames, report.misses["count"]) == (2, 10, 8)
   np.testing.assert_allclose(report.fps, 5.0)

@@ -1,4 +1,4 @@
-"""Tiny networks with every parameter random: zero-initialised gates would make all equal."""
+"""Tiny networks with every parameter random."""
 
 import functools
 
@@ -6,24 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import randomised
 
 from vidstep.models.cond import Cond
 from vidstep.models.dit import VideoDiT
 
 TINY = {"dim": 24, "heads": 2, "depth": 2, "patch": (1, 2, 2), "in_channels": 2, "out_channels": 2}
 TINY = TINY | {"ffn_dim": 32, "attention": "xla"}
-
-
-def randomised(params, seed=0):
-  """Every parameter drawn anew, none small: a term that is lost must show."""
-  leaves, tree = jax.tree.flatten(params)
-  rng = np.random.default_rng(seed)
-
-  def draw(a):
-    scale = 0.3 if a.ndim == 1 else a.shape[-2] ** -0.5
-    return jnp.asarray(rng.standard_normal(a.shape) * scale + (a.ndim == 1), a.dtype)
-
-  return jax.tree.unflatten(tree, [draw(a) for a in leaves])
 
 
 @functools.cache

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import randomised
 from mutation import assert_caught, mutant
+from random_params import randomised
 
 from vidstep.models.cond import Cond
 from vidstep.models.critics import Critic, critic_fn, features_fn

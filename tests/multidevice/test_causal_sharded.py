@@ -21,6 +21,8 @@ from vidstep.models.dit import VideoDiT
 from vidstep.models.positions import Positions
 from vidstep.parallel.attention import ShardedAttention
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 pytestmark = pytest.mark.timeout(900)  # it compiles much: slow where others compute
 SOURCE = importlib.import_module("vidstep.models.velocity")
 
@@ -37,14 +39,6 @@ HOW = {
   "ring": {"sequence": "seq", "method": "ring"},
   "all_to_all": {"sequence": "seq", "method": "all_to_all"},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-  """To optimize these programs would take longer than to run them."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

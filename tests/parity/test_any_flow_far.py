@@ -29,18 +29,12 @@ from vidstep.samplers import timesteps
 torch = pytest.importorskip("torch")
 far = pytest.importorskip("diffusers.models.transformers.transformer_anyflow_far")
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 # What torch warns of inside its own functions is not ours to mend.
 pytestmark = pytest.mark.filterwarnings(
   "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-  """To optimize these programs would take longer than to run them."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 SOURCE = importlib.import_module("vidstep.models.velocity")

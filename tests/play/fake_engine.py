@@ -126,7 +126,7 @@ class FakeEngine:
     now = time.perf_counter() + self.delay
     stamps = Stamps(arrival, dispatch, now, now)
     actions = np.repeat(session.action[None], self.chunk, axis=0)
-    return Chunk(frames, first, actions, session.settings.steps, stamps)
+    return Chunk(frames, first, actions, session.settings.steps, stamps, first)
 
   def draw(self, settings, x, y):
     """Coloured tiles that scroll to (x, y): uint8 [size, size, 3]."""
