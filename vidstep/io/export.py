@@ -6,25 +6,30 @@ import pathlib
 
 import numpy as np
 
+from vidstep.io.clip_names import clip_rules
 from vidstep.io.dit_names import dit_rules
 from vidstep.io.rules import save_params
 from vidstep.io.safetensors_file import Item, write_safetensors
+from vidstep.io.text_names import umt5_rules
 from vidstep.io.wan_vae import vae_rules
+from vidstep.models.clip import CLIPVision
 from vidstep.models.dit import VideoDiT
+from vidstep.models.umt5 import UMT5Encoder
 from vidstep.models.vae import WanVAE
 
 STEM = "diffusion_pytorch_model"
 
 
 def save_wan(folder, model, params, *, dtype=np.float32, shard_bytes: int = 10**10, note=""):
-  """Writes config.json and (sharded) safetensors that diffusers' `from_pretrained` reads.
+  """Writes config.json and (sharded) safetensors that `from_pretrained` of others reads.
 
   Tensors are fetched and written one after another.
 
   Args:
     folder: where to; made if it does not exist.
-    model: a `VideoDiT` of Wan's shape, or a `WanVAE`.
-    params: its parameters.
+    model: a `VideoDiT` of Wan's shape, a `WanVAE`, a `UMT5Encoder` or a `CLIPVision`. The last is
+      written without the layer behind its states, which Wan does not use: give one with it.
+    params: its parameters; leaves need a shape and an index only.
     dtype: of the file, such as `ml_dtypes.bfloat16`.
     shard_bytes: most bytes of a file.
     note: what this is and how it was made; kept in the header of every file.
@@ -37,20 +42,25 @@ def save_wan(folder, model, params, *, dtype=np.float32, shard_bytes: int = 10**
     config, rules = transformer_config(model), dit_rules(model)
   elif isinstance(model, WanVAE):
     config, rules = vae_config(model), vae_rules(model)
+  elif isinstance(model, UMT5Encoder):
+    config, rules = umt5_config(model), umt5_rules(model.depth)
+  elif isinstance(model, CLIPVision):
+    config, rules = clip_config(model), clip_rules(model.depth)
   else:
-    raise ValueError(f"diffusers' layout is known for VideoDiT and WanVAE, not {type(model)}.")
+    raise ValueError(f"the layout of others is known for Wan's networks, not for {type(model)}.")
+  stem = STEM if "_class_name" in config else "model"
   metadata = {"format": "pt"} | ({"note": note} if note else {})
   shards = _shards(list(save_params(params, rules, dtype)), shard_bytes)
   weight_map = {}
   for i, items in enumerate(shards):
     number = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-    name = f"{STEM}{number}.safetensors"
+    name = f"{stem}{number}.safetensors"
     write_safetensors(folder / name, items, metadata)
     weight_map |= {item.name: name for item in items}
   if len(shards) > 1:
     total = sum(map(_bytes, (item for items in shards for item in items)))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / f"{STEM}.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
   (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -105,6 +115,45 @@ def vae_config(model: WanVAE) -> dict:
     "num_res_blocks": model.depth,
     "temperal_downsample": list(model.temporal),
     "z_dim": model.channels,
+  }
+
+
+def umt5_config(model: UMT5Encoder) -> dict:
+  """config.json of transformers' `UMT5EncoderModel`."""
+  return {
+    "architectures": ["UMT5EncoderModel"],
+    "model_type": "umt5",
+    "d_ff": model.ffn_dim,
+    "d_kv": model.head_dim,
+    "d_model": model.dim,
+    "dense_act_fn": "gelu_new",
+    "feed_forward_proj": "gated-gelu",
+    "is_encoder_decoder": True,
+    "is_gated_act": True,
+    "layer_norm_epsilon": 1e-6,
+    "num_decoder_layers": model.depth,
+    "num_heads": model.heads,
+    "num_layers": model.depth,
+    "relative_attention_max_distance": model.max_distance,
+    "relative_attention_num_buckets": model.buckets,
+    "vocab_size": model.vocabulary,
+  }
+
+
+def clip_config(model: CLIPVision) -> dict:
+  """config.json of transformers' `CLIPVisionModel`."""
+  return {
+    "architectures": ["CLIPVisionModel"],
+    "model_type": "clip_vision_model",
+    "hidden_act": "gelu",
+    "hidden_size": model.dim,
+    "image_size": model.size,
+    "intermediate_size": model.ffn_dim,
+    "layer_norm_eps": 1e-5,
+    "num_attention_heads": model.heads,
+    "num_channels": 3,
+    "num_hidden_layers": model.depth,
+    "patch_size": model.patch,
   }
 
 

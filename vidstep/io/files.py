@@ -13,6 +13,8 @@ _PLACES = {
   "text_encoder": ("models_t5_*.pth", "text_encoder", "UMT5EncoderModel"),
   "image_encoder": ("models_clip_*.pth", "image_encoder", "CLIPVisionModel"),
   "tiny_decoder": ("taew2_1.*", "tiny_decoder", None),
+  "tokenizer": ("google/umt5-xxl/tokenizer.json", "tokenizer", None),
+  "scheduler": ("scheduler_config.json", "scheduler", None),
 }
 
 

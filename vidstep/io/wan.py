@@ -153,9 +153,13 @@ def _text_encoder(tensors, config, role, fields):
   except KeyError as e:
     raise ValueError(f"this is no UMT5 encoder: there is no {e.args[0]}.") from e
   model = UMT5Encoder(**ours | fields)
+  return model, partial(init_umt5, model), tensors, umt5_rules(model.depth)
+
+
+def init_umt5(model):
+  """Fresh variables of a `UMT5Encoder`; under `jax.eval_shape`, their shapes."""
   tokens = jnp.zeros((1, 1), jnp.int32)
-  init = lambda: model.init(jax.random.key(0), tokens, tokens == 0)
-  return model, init, tensors, umt5_rules(model.depth)
+  return model.init(jax.random.key(0), tokens, tokens == 0)
 
 
 def _image_encoder(tensors, config, role, fields):
@@ -172,8 +176,12 @@ def _image_encoder(tensors, config, role, fields):
   heads = config.get("num_attention_heads", dim // 80)  # ViT-H's heads have 80 channels
   ours = {"dim": dim, "heads": heads, "ffn_dim": ffn_dim, "depth": depth}
   model = CLIPVision(**ours | {"patch": patch, "size": grid * patch} | fields)
-  blank = jnp.zeros((1, model.size, model.size, 3))
-  return model, lambda: model.init(jax.random.key(0), blank), tensors, clip_rules(depth)
+  return model, partial(init_clip, model), tensors, clip_rules(depth)
+
+
+def init_clip(model):
+  """Fresh variables of a `CLIPVision`; under `jax.eval_shape`, their shapes."""
+  return model.init(jax.random.key(0), jnp.zeros((1, model.size, model.size, 3)))
 
 
 def _tiny_decoder(tensors, config, role, fields):

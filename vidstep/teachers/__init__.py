@@ -1,1 +1,1 @@
-"""Frozen references: closed-form videos first."""
+"""Frozen networks: closed-form videos, and pretrained ones."""
