@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
+from vidstep.data.shards import progress
+
 NAME, VERSION = "video_clips", "1.0.0"
 
 
@@ -137,13 +139,18 @@ def describe(path: str | Path) -> dict:
 
   Returns:
     its metadata (buttons, frame_rate, frame_skip, source, policy...) with "clips" (count per split)
-    and "shape" ([T, H, W, 3] of a clip).
+    and "shape" ([T, H, W, 3] of a clip; [F, h, w, C] where "kind" is "latents").
 
   Raises:
-    FileNotFoundError: no dataset at `path`.
+    FileNotFoundError: no dataset at `path`, or one that is not finished.
   """
   path = Path(path)
   if not (path / "dataset_info.json").exists():
+    if there := progress(path):
+      raise FileNotFoundError(
+        f"The dataset {path} is half made ({there}): run the command that began it again, it goes "
+        "on where it stopped."
+      )
     raise FileNotFoundError(
       f"No dataset at {path}: record one with python -m experiments.record --out={path}, or point "
       "data.path to the directory that record printed."
@@ -151,7 +158,9 @@ def describe(path: str | Path) -> dict:
   meta = json.loads((path / "metadata.json").read_text())
   builder = tfds.builder_from_directory(str(path))
   clips = {split: info.num_examples for split, info in builder.info.splits.items()}
-  return meta | {"clips": clips, "shape": list(builder.info.features["video"].shape)}
+  features = builder.info.features
+  shape = features["video" if "video" in features else "latents"].shape
+  return meta | {"clips": clips, "shape": list(shape)}
 
 
 def read_split(path: str | Path, split: str):

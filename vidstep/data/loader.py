@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import grain
 import numpy as np
 
+from vidstep.data import latents
 from vidstep.data.builder import describe, read_split
 from vidstep.data.synthetic import synthetic_clips
 
@@ -15,6 +16,10 @@ class Loader:
   Each item is {"video": uint8 [B, T, H, W, 3], "actions": float32 [B, T, A]} and, where the clips
   have them, "caption": str [B]. T is `frames`; A is 0 where there are no actions. With `embed`
   there are "text": float32 [B, L, D] and "text_mask": bool [B, L] as well.
+
+  Of a dataset of latents (see `latents`) an item is {"latents": float32 [B, F, h, w, C], "text":
+  float32 [B, L, Dt], "caption"}: the first `frames` latents of each clip, with the text embeddings
+  it was stored with, padded by zeros to `text_tokens`.
 
   "train" never ends: every epoch is shuffled anew by (seed, epoch), and each clip gives a window of
   `frames` at a random start, drawn from (seed, position). Any other split is one pass in stored
@@ -37,9 +42,13 @@ class Loader:
       always full.
     prefetch: batches prepared ahead by a background thread pool; 0 reads when asked.
     embed: captions -> (embeddings, mask), such as a `models.text.TextEncoder`; None: no "text".
+    text_tokens: L of stored text embeddings; None: what the dataset was made for. Only for latents.
 
   Attributes:
-    frames_per_clip, num_clips, num_actions, size: what the dataset holds.
+    frames_per_clip, num_clips, num_actions: what the dataset holds.
+    size: side of a frame in pixels; of latents None.
+    latent_shape: (F, h, w, C) of a clip of latents, else None.
+    text_shape: (L, Dt) of "text" that comes from a dataset of latents, else None.
 
   Raises:
     FileNotFoundError: no dataset at `path`.
@@ -59,6 +68,7 @@ class Loader:
     drop_remainder: bool = False,
     prefetch: int = 2,
     embed: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]] | None = None,
+    text_tokens: int | None = None,
   ):
     index, count = shard
     if not 0 <= index < count or batch_size < 1:
@@ -75,26 +85,37 @@ class Loader:
         "process(es): lower the batch size or record more episodes."
       )
     source = _Checked(source, where)
-    video, actions = source[0]["video"], source[0].get("actions")
+    first = source[0]
+    stored = latents.KIND in first
+    video, actions = first[latents.KIND if stored else "video"], first.get("actions")
     if not 1 <= frames <= len(video):
       raise ValueError(
-        f"{where} holds clips of {len(video)} frames, so windows of {frames} cannot be cut: lower "
-        "data.frames or record with a larger --clip_frames."
+        f"{where} holds clips of {len(video)} {'latent ' if stored else ''}frames, so windows of "
+        f"{frames} cannot be cut: lower data.frames or record with a larger --clip_frames."
       )
-    if embed is not None and "caption" not in source[0]:
+    if embed is not None and "caption" not in first:
       raise ValueError(
         f"{where} has no captions, so there is no text to give: record it again, "
         "or set data.text to False."
       )
     self._embed = embed
-    self.num_clips, self.frames_per_clip, self.size = len(source), *video.shape[:2]
+    self.num_clips, self.frames_per_clip = len(source), len(video)
+    self.size = None if stored else video.shape[1]
+    self.latent_shape = video.shape if stored else None
+    self.text_shape = None
     self.num_actions = 0 if actions is None else actions.shape[-1]
     self._identity = {"clips": self.num_clips, "batch": batch_size * count, "seed": seed}
     self._endless = endless
 
     clips = grain.MapDataset.source(source)
     if endless:
-      windows = clips.seed(seed).shuffle().repeat().random_map(_random_window(frames))
+      clips = clips.seed(seed).shuffle().repeat()
+    if stored:
+      tokens = text_tokens or _stored_tokens(path)
+      self.text_shape = tokens, first["text"].shape[-1]
+      windows = clips.map(lambda clip: latents.read(clip, frames, tokens))
+    elif endless:
+      windows = clips.random_map(_random_window(frames))
     else:
       windows = clips.map(_window(frames, 0))
     if not endless:
@@ -179,6 +200,12 @@ class _Checked:
         f"Clip {int(index)} in {self._where} cannot be read ({reason}): the file is damaged or "
         "gone; record the dataset again with --overwrite."
       ) from error
+
+
+def _stored_tokens(path) -> int:
+  if not isinstance(path, str):
+    raise ValueError("Clips of latents that are given one by one need text_tokens.")
+  return data_info(path)["text_tokens"]
 
 
 def _window(frames: int, start: int):
