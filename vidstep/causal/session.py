@@ -33,11 +33,12 @@ class Chunk:
   """Frames of one session, made together.
 
   Attributes:
-    frames: uint8 [c, H, W, 3].
-    index: number of the first of them in the stream; context frames come before 0.
-    actions: float32 [c, A] that led into them, or None.
+    frames: uint8 [T, H, W, 3] pixel frames.
+    index: number of the chunk's first latent frame in the stream; context comes before 0.
+    actions: float32 [c, A] that led into its latent frames, or None.
     steps: denoising steps made.
     stamps: when.
+    pixel_index: number of the first pixel frame in the stream; `index` if a latent frame is one.
   """
 
   frames: np.ndarray
@@ -45,6 +46,7 @@ class Chunk:
   actions: np.ndarray | None
   steps: int
   stamps: Stamps
+  pixel_index: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +95,8 @@ class Snapshot:
   """A stream at one moment: enough to go on from there, exactly.
 
   Attributes:
-    row: the session's cache, batch 1, on the device.
-    index: number of the next frame.
+    row: the session's `vidstep.causal.programs.State`, batch 1, on the device.
+    index: number of the next latent frame.
     settings: its `Settings`.
     action: float32 [A] that is held, or None.
   """
@@ -113,7 +115,7 @@ class Session:
 
   Attributes:
     name: unique in its engine; names the autosave file.
-    index: number of the next frame to be dispatched.
+    index: number of the next latent frame to be dispatched.
     settings: the `Settings` now.
     opened: when it was asked for, seconds of `time.perf_counter`.
     closed: whether it has ended.
@@ -207,7 +209,7 @@ class Session:
     return self._engine._fork(self, name)
 
   def rewind(self, frames):
-    """Goes back at least so many frames, to the nearest snapshot there; later ones are dropped.
+    """Goes back at least so many latent frames, to the nearest snapshot; later ones are dropped.
 
     Settings and the held action stay as they are, the prompt is that of then. With the same seed
     and the same actions the same frames come again, bit for bit.

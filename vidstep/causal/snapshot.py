@@ -1,9 +1,9 @@
-"""A stream in one file: its cache and its settings, written whole or not at all, checked when read.
+"""A stream in one file: its state and its settings, written whole or not at all, checked when read.
 
-The file is a .npz: `header`, JSON as bytes, and the leaves of the session's cache as `leaf_0` ..
-Nothing in it is ever unpickled. The header tells the format, the network (policy of its cache, and
-a checksum of its weights) and, of every leaf, path, type and shape; the zip's own CRC-32 covers
-the contents.
+The file is a .npz: `header`, JSON as bytes, and the leaves of the session's state (the network's
+cache, what the codec remembers) as `leaf_0` .. Nothing in it is ever unpickled. The header tells
+the format, the network (policy of its cache, checksums of its weights and of the codec's) and, of
+every leaf, path, type and shape; the zip's own CRC-32 covers the contents.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import numpy as np
 
 from vidstep.causal.session import Settings, Snapshot
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save(path, snapshot: Snapshot, *, name: str, network: dict):
@@ -57,11 +57,11 @@ def load(path, *, like, network: dict) -> tuple[Snapshot, str]:
 
   Args:
     path: file of `save`.
-    like: shapes of the session's cache, batch 1.
+    like: shapes of the session's state, batch 1.
     network: what `save` was told; it must be the same.
 
   Returns:
-    (snapshot, the cache in it being NumPy arrays; name of the session).
+    (snapshot, the state in it being NumPy arrays; name of the session).
 
   Raises:
     FileNotFoundError: if there is no such file.
@@ -77,7 +77,7 @@ def load(path, *, like, network: dict) -> tuple[Snapshot, str]:
       _check_network(path, header["network"], network)
       if header["leaves"] != describe(like):
         raise _Foreign(
-          f"{path} was saved with a cache of other shapes than this engine's; build the Engine as "
+          f"{path} was saved with a state of other shapes than this engine's; build the Engine as "
           "it was then."
         )
       shapes, tree = jax.tree.flatten(like)

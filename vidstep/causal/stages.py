@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vidstep.causal.inputs import embed
 from vidstep.metrics.streaming import summary
 from vidstep.models.cond import Cond
 
@@ -45,16 +46,16 @@ def measure_stages(engine, *, runs=30, warmup=3, text="a prompt") -> dict:
   append = jax.jit(
     lambda params, cache, x, cond: network.append(params, x, cond, cache), donate_argnums=1
   )
-  told, _ = engine._tell([])
-  cache = programs.start(params)
+  told, *_ = engine._tell([])
+  cache, states = programs.start(params, engine.codec, embed(engine._text, ""))
   for _ in range(math.ceil(engine.max_window / c)):  # a full cache, as in a long stream
     _, cache = programs.generate(params, cache, told)
   for i in range(runs + warmup):
     if engine._text is not None:
-      timed("text", engine._embed, f"{text} {i}")  # a new one each time: encoders remember
+      timed("text", embed, engine._text, f"{text} {i}")  # a new one each time: encoders remember
     timed("denoise, a step", read, params, x, t, cond, cache)
     cache = timed("append", append, params, cache, x, cond)
     x, cache = timed("step", programs.generate, params, cache, told)
-    pixels, _ = timed("decode", programs.decode, x)
+    pixels, _, states = timed("decode", programs.decode, engine.codec, x, states)
     timed("to the host", np.asarray, pixels)
   return {stage: summary(seconds[warmup:]) for stage, seconds in samples.items()}

@@ -2,7 +2,8 @@
 
 A tick makes one chunk for every running session, in two compiled calls whatever the sessions are
 doing: `generate` (noise, denoising steps, cache append; the cache is donated) and `decode` (pixels,
-uint8). What differs between sessions is data: seed, times, number of steps, window, actions.
+uint8; the state of a codec that has one is donated). What differs between sessions is data: seed,
+times, number of steps, window, actions. Frames are latent frames unless they are called pixels.
 """
 
 import dataclasses
@@ -17,6 +18,8 @@ import numpy as np
 
 from vidstep.causal import snapshot as files
 from vidstep.causal.autosave import Writer
+from vidstep.causal.batch import Batch
+from vidstep.causal.inputs import check_context, embed
 from vidstep.causal.programs import Programs
 from vidstep.causal.session import Chunk, Session, Settings, Snapshot, Stamps
 from vidstep.metrics.compilations import compilations
@@ -27,10 +30,8 @@ from vidstep.training.checksum import checksum
 class _Flight:
   """A dispatched tick: pixels that will be there, and whose they are."""
 
-  latents: jax.Array
-  frames: jax.Array
-  finite: jax.Array
-  parts: list  # (session, its row, its epoch, fields of its Chunk, arrival)
+  made: list  # of `vidstep.causal.batch.Made`
+  parts: list  # (session, its `Made`, its row in it, its epoch, fields of its Chunk, arrival)
   dispatch: float
 
 
@@ -43,16 +44,17 @@ class Engine:
   Args:
     network: a `CachedNetwork`, or what has its methods, `policy.window` and `cache.window`.
     params: its parameters.
-    codec: video [B, T, H, W, 3] <-> latents, frame by frame (`vidstep.models.codec`).
+    codec: a `vidstep.models.codec.VideoCodec`: a linear `Codec`, a `vidstep.models.vae.VAECodec`.
+      One with a state along time has it kept beside each session's cache.
     frame_shape: (h, w, C) of a latent frame.
-    chunk: latent frames made together.
-    context_frames: clean first frames that each session is opened with.
+    chunk: latent frames made together, k; or (first, k) for another number in a stream's first.
+    context_frames: clean first pixel frames that each session is opened with.
     sessions: rows of the batch: how many run at once.
     max_steps: most denoising steps of a chunk.
-    frame_rate: frames a second that the world was trained at; for pacing and reports.
+    frame_rate: pixel frames a second that the network was trained at; for pacing and reports.
     action_dim: length of an action; None asks `network.model`, 0 means none.
     text: None, or an encoder: [str] -> (tokens [1, L, Dt], mask [1, L]) of one fixed L, such as
-      `vidstep.models.text.TextEncoder`.
+      `vidstep.models.text.TextEncoder`. Mask None: all tokens are attended to, padding too (Wan).
     solver, context: of `next_chunk`; context="last_step" is the noisy context.
     overlap: a tick returns the chunk of the tick before, which was decoded while the next is made:
       more frames a second, for ticks one after the other. False: it waits for its own, so that
@@ -86,13 +88,17 @@ class Engine:
     autosave=None,
     autosave_every=32,
   ):
-    at_least = {"chunk": 1, "sessions": 1, "max_steps": 1, "history": 0, "history_every": 1}
+    at_least = {"sessions": 1, "max_steps": 1, "history": 0, "history_every": 1}
     given = locals()
     for name, least in (at_least | {"context_frames": 0, "autosave_every": 1}).items():
       if given[name] < least:
         raise ValueError(f"{name}={given[name]} must be at least {least}.")
-    self.network, self.params, self.codec = network, jax.device_put(params), codec
-    self.frame_shape, self.frame_rate, self.chunk = tuple(frame_shape), float(frame_rate), chunk
+    first, chunk = (chunk, chunk) if isinstance(chunk, int) else chunk
+    if min(first, chunk) < 1:
+      raise ValueError(f"chunk={chunk}, the first one {first}, must be at least 1.")
+    self.network, self.params, self.codec = network, *jax.device_put((params, codec))
+    self.frame_shape, self.frame_rate = tuple(frame_shape), float(frame_rate)
+    self.chunk, self.first_chunk = chunk, first
     self.context_frames, self.max_steps, self.max_window = (
       context_frames,
       max_steps,
@@ -110,16 +116,19 @@ class Engine:
     self._rows: list[Session | None] = [None] * sessions
     self._parked: set[Session] = set()
     self._flight: _Flight | None = None
+    nothing = embed(text, "")
     self._programs = Programs(
-      network, codec, self.params, sessions=sessions, chunk=chunk, frame_shape=self.frame_shape,
-      context_frames=context_frames, text=self._embed(""), solver=solver, context=context,
+      network, self.codec, self.params, sessions=sessions, first=first, chunk=chunk,
+      frame_shape=self.frame_shape, context_frames=context_frames, text=nothing, solver=solver,
+      context=context,
     )  # fmt: skip
-    self._cache = self._programs.start(self.params)
+    self._batch = Batch(self._programs, self.params, self.codec, nothing)
     self.pixels = self._programs.pixels  # (H, W, 3)
-    self._identity = {
-      "weights": checksum({"all": self.params})["all"],
+    self.context_latents = self._programs.context_latents
+    sums = checksum({"weights": self.params, "codec": self.codec})
+    self._identity = sums | {
       "policy": repr(getattr(network, "policy", None)),
-      "chunk": self.chunk,
+      "chunk": [first, chunk],
       "frame_shape": list(self.frame_shape),
     }
 
@@ -139,8 +148,18 @@ class Engine:
     return sum(s is None for s in self._rows)
 
   @property
+  def chunk_frames(self) -> int:
+    """Pixel frames of a chunk; a stream's first has fewer if its codec starts a clip with one."""
+    return self.chunk * self.codec.factors[0]
+
+  def pixel_index(self, index: int) -> int:
+    """Number of the first pixel frame that latent frame `index` of a stream stands for."""
+    time = self.codec.factors[0]
+    return time * index - (0 if self.context_frames or not index else time - 1)
+
+  @property
   def session_bytes(self) -> int:
-    """Bytes of one session's cache; `history` snapshots more of it are kept."""
+    """Bytes of one session's cache and codec; `history` snapshots more of them are kept."""
     leaves = jax.tree.leaves(self._programs.row)
     return sum(a.dtype.itemsize * int(np.prod(a.shape)) for a in leaves)
 
@@ -161,7 +180,7 @@ class Engine:
     self.tick()
     session.close()
     self._flight = None
-    jax.block_until_ready(self._cache)
+    jax.block_until_ready(self._batch.state)
     return time.perf_counter() - begin
 
   def compilations(self) -> int:
@@ -189,8 +208,8 @@ class Engine:
 
     Args:
       seed: of its noise.
-      context: uint8 [n, H, W, 3] frames that precede the stream, n = context_frames.
-      context_actions: [n, A] that led into them; None is the null action.
+      context: uint8 [n, H, W, 3] pixel frames that precede the stream, n = context_frames.
+      context_actions: [n, A] that led into their latent frames; None is the null action.
       text: the prompt; None for none.
       times: falling times of the denoising steps, the first being 1.
       steps: how many of them are made; None: all. `Session.set` changes it.
@@ -213,12 +232,12 @@ class Engine:
       text or "",
     )
     settings.check(max_steps=self.max_steps, max_window=self.max_window)
-    video, actions = self._context(context, context_actions)
-    embedded = self._embed(settings.text)
+    video, actions = check_context(context, context_actions, self)
+    embedded = embed(self._text, settings.text)
     with self._lock:
       session = Session(self, self._name(name), settings)
       session.opened = opened
-      row = self._programs.begin(self.params, video, actions, embedded, np.int32([settings.window]))
+      row = self._batch.begin(video, actions, embedded, np.int32([settings.window]))
       self._seat(session, row)
     return session
 
@@ -268,7 +287,7 @@ class Engine:
     """
     flight = self._flight
     if flight is not None:
-      jax.block_until_ready(flight.latents)
+      jax.block_until_ready([made.latents for made in flight.made])
     with self._lock:
       if self.overlap:
         due, self._flight = self._flight, self._dispatch()
@@ -281,24 +300,27 @@ class Engine:
     if not running:
       return None
     for _, session in running:
-      number = session.index // self.chunk
+      number = 1 + (session.index - self.first_chunk) // self.chunk if session.index else 0
       if self.history and number % self.history_every == 0:
         session._history.append(self._snapshot(session))
       if self._writer is not None and number and number % self.autosave_every == 0:
         self._autosave(session)
-    told, parts = self._tell(running)
+    told, parts, firsts = self._tell(running)
     dispatch = time.perf_counter()
-    latents, self._cache = self._programs.generate(self.params, self._cache, told)
-    frames, finite = self._programs.decode(latents)
-    frames.copy_to_host_async()
-    finite.copy_to_host_async()
-    for _, session in running:
-      session.index += self.chunk
-    return _Flight(latents, frames, finite, parts, dispatch)
+    made = self._batch.tick(told, firsts, later=len(firsts) < len(running))
+    flown = []
+    for session, row, *rest in parts:
+      own = (made[row], 0) if row in firsts else (made[None], row)
+      flown.append((session, *own, *rest))
+      session.index += self.chunk if session.index else self.first_chunk
+    return _Flight(list(made.values()), flown, dispatch)
 
   def _tell(self, running):
-    """What the compiled step is told, fresh arrays each time: the device may read them in place."""
-    count = len(self._rows)
+    """What the compiled steps are told, and whose chunks are first ones, as `Batch.tick` wants it.
+
+    Fresh arrays each time: the device may read them in place.
+    """
+    count, unequal = len(self._rows), self.first_chunk != self.chunk
     told = {
       "seed": np.zeros(count, np.uint32),
       "frame": np.zeros(count, np.int32),
@@ -312,24 +334,37 @@ class Engine:
       told["frame"][row] = session.index
       for name, value in session._told(self.max_steps).items():
         told[name][row] = value
-    parts = []
+    parts, firsts = [], {}
     for row, session in running:
+      first = self._programs.alone and not session.index
       actions, arrival = session._read_action()
+      if first:
+        firsts[row] = {k: v[row : row + 1] for k, v in told.items()} if unequal else None
       if actions is not None:
-        told["actions"][row] = actions
-      fields = {"index": session.index, "actions": actions, "steps": int(told["steps"][row])}
+        if first and unequal:
+          actions = actions[np.minimum(np.arange(self.first_chunk), self.chunk - 1)]
+          firsts[row]["actions"] = actions[None]
+        else:
+          told["actions"][row] = actions
+      fields = {
+        "index": session.index,
+        "pixel_index": self.pixel_index(session.index),
+        "actions": actions,
+        "steps": int(told["steps"][row]),
+      }
       parts.append((session, row, session._epoch, fields, arrival))
-    return told, parts
+    return told, parts, firsts
 
   def _collect(self, flight):
-    jax.block_until_ready(flight.frames)
+    jax.block_until_ready(flight.made)
     ready = time.perf_counter()
-    frames, finite = np.asarray(flight.frames), np.asarray(flight.finite)
+    landed = {id(made): (np.asarray(made.frames), np.asarray(made.finite)) for made in flight.made}
     host = time.perf_counter()
     chunks = {}
-    for session, row, epoch, fields, arrival in flight.parts:
+    for session, made, row, epoch, fields, arrival in flight.parts:
       if session.closed or session._epoch != epoch:
         continue
+      frames, finite = landed[id(made)]
       if not finite[row]:
         self._fail(session, f"its frames from {fields['index']} on are not finite")
         continue
@@ -343,7 +378,7 @@ class Engine:
 
   def _snapshot(self, session):
     parked = session._parked
-    row = self._programs.take(self._cache, np.int32(session._row)) if parked is None else parked
+    row = self._batch.take(session._row) if parked is None else parked
     held = None if session._action is None else session._action[-1]
     return Snapshot(row, session.index, session.settings, held)
 
@@ -356,13 +391,12 @@ class Engine:
   def _prompt(self, session, text):
     if self._text is None:
       raise ValueError("This engine knows no text: build it with text=encoder.")
-    embedded = self._embed(text)
+    embedded = embed(self._text, text)
     with self._lock:
       session._check_open()
       if session.paused:
         raise RuntimeError("Resume the session before you change its prompt.")
-      row = np.int32(session._row)
-      self._cache = self._programs.switch(self.params, self._cache, row, embedded)
+      self._batch.switch(session._row, embedded)
       session.settings = dataclasses.replace(session.settings, text=text)
 
   def _fork(self, session, name):
@@ -393,14 +427,14 @@ class Engine:
       if session.paused:
         session._parked = then.row
       else:
-        self._cache = self._programs.put(self._cache, np.int32(session._row), then.row)
+        self._batch.put(session._row, then.row)
     return gone
 
   def _pause(self, session):
     with self._lock:
       session._check_open()
       if not session.paused:
-        session._parked = self._programs.take(self._cache, np.int32(session._row))
+        session._parked = self._batch.take(session._row)
         self._leave(session)
         self._parked.add(session)
 
@@ -443,7 +477,7 @@ class Engine:
         "more."
       )
     session._row = self._rows.index(None)
-    self._cache = self._programs.put(self._cache, np.int32(session._row), row)
+    self._batch.put(session._row, row)
     self._rows[session._row] = session
 
   def _leave(self, session):
@@ -457,36 +491,6 @@ class Engine:
     if not name or any(c in name for c in "/\\\0") or name in {s.name for s in self.sessions}:
       raise ValueError(f"name={name!r} must be unique, not empty, and without slashes.")
     return name
-
-  # ----------------------------------------------------------------------------------------------
-  # Inputs
-  # ----------------------------------------------------------------------------------------------
-
-  def _embed(self, text):
-    """{"text" [1, L, Dt], "text_mask" [1, L]}, masked out for no text; {} for no encoder."""
-    if self._text is None:
-      if text:
-        raise ValueError("This engine knows no text: build it with text=encoder.")
-      return {}
-    tokens, mask = (np.asarray(a) for a in self._text([text]))
-    return {"text": np.float32(tokens), "text_mask": mask.astype(bool) & bool(text)}
-
-  def _context(self, context, actions):
-    """(uint8 [1, n, H, W, 3], float32 [1, n, A] or None), checked."""
-    shape = (self.context_frames, *self.pixels)
-    video = np.zeros((0, *self.pixels), np.uint8) if context is None else np.asarray(context)
-    if video.shape != shape or video.dtype != np.uint8:
-      raise ValueError(
-        f"context must be uint8 {shape}, the frames that precede the stream; got {video.dtype} "
-        f"{video.shape}."
-      )
-    if self.action_shape is None:
-      return video[None], None
-    shape = (self.context_frames, self.action_shape[1])
-    given = np.zeros(shape, np.float32) if actions is None else np.float32(actions)
-    if given.shape != shape:
-      raise ValueError(f"context_actions must have shape {shape}, got {given.shape}.")
-    return video[None], given[None]
 
   def _held(self, action):
     return None if action is None else np.broadcast_to(action, self.action_shape)

@@ -1,4 +1,4 @@
-"""Codecs: video to latents and back, frame by frame; pixels as they are, or a linear patch latent.
+"""Codecs: video to latents and back; what a stream asks of one, and the linear one of patches.
 
 The linear codec is the Karhunen-Loeve transform (PCA) of p x p patches. It is fitted in closed form
 in seconds, decodes in microseconds, and what it leaves out is known: the discarded eigenvalues.
@@ -7,15 +7,53 @@ in seconds, decodes in microseconds, and what it leaves out is known: the discar
 import dataclasses
 import os
 import pathlib
+from functools import partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
+class VideoCodec(Protocol):
+  """Video to latents and back, piece by piece. See `Codec` and `vidstep.models.vae.VAECodec`.
+
+  A codec is a pytree whose leaves are its parameters: hand it to compiled functions as an argument,
+  and nothing is baked into them.
+
+  Attributes:
+    channels: of a latent.
+    factors: (pixel frames that a latent frame stands for, side of a latent in pixels). A clip of F
+      latent frames is 1 + factors[0] (F - 1) pixel frames.
+  """
+
+  channels: int
+  factors: tuple[int, int]
+
+  def encode(self, video: jax.Array) -> jax.Array:
+    """Video [B, T, H, W, 3] in [-1, 1], a clip from its start -> latents [B, F, h, w, C]."""
+
+  def decode(self, latents: jax.Array) -> jax.Array:
+    """Latents [B, F, h, w, C], a clip from its start -> video [B, T, H, W, 3] in [-1, 1]."""
+
+  def decode_next(self, latents: jax.Array, state: Any = None) -> tuple[jax.Array, Any]:
+    """The next latents [B, n, h, w, C] of a clip: their video, and the state for those after them.
+
+    Args:
+      latents: they follow those of the call that returned `state`.
+      state: a pytree whose leaves have a row for each of the batch; None starts a clip.
+
+    Returns:
+      (video [B, n times the frames of a latent, or that of a clip's start, H, W, 3], state).
+    """
+
+
+@partial(
+  jax.tree_util.register_dataclass, data_fields=("mean", "basis", "gain"), meta_fields=("patch",)
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class Codec:
-  """A linear map between patches of pixels and latent channels.
+  """A linear map between patches of pixels and latent channels, frame by frame.
 
       z = (patch - mean) @ basis * gain,      patch_hat = (z / gain) @ basis' + mean
 
@@ -35,6 +73,10 @@ class Codec:
   def channels(self) -> int:
     return self.basis.shape[1]
 
+  @property
+  def factors(self) -> tuple[int, int]:
+    return 1, self.patch
+
   def encode(self, video: jax.Array) -> jax.Array:
     """Maps video [B, T, H, W, 3] in [-1, 1] to latents [B, T, H/p, W/p, C], float32."""
     *batch, h, w, c = video.shape
@@ -43,15 +85,20 @@ class Codec:
       raise ValueError(f"frames of {h} x {w} pixels cannot be cut into {p} x {p} patches")
     x = video.reshape(*batch, h // p, p, w // p, p, c)
     x = jnp.moveaxis(x, -4, -3).reshape(*batch, h // p, w // p, p * p * c)
-    return (x - _row(self.mean, x)) @ (self.basis * self.gain)
+    return (x - _row(self.mean, x)) @ (self.basis * self.gain[None])
 
   def decode(self, latents: jax.Array) -> jax.Array:
     """Maps latents [B, T, H/p, W/p, C] to video [B, T, H, W, 3], clipped to [-1, 1], float32."""
     *batch, h, w, _ = latents.shape
     p = self.patch
-    x = latents @ (self.basis / self.gain).T
+    x = latents @ (self.basis / self.gain[None]).T
     x = (x + _row(self.mean, x)).reshape(*batch, h, w, p, p, 3)
     return jnp.clip(jnp.moveaxis(x, -3, -4).reshape(*batch, h * p, w * p, 3), -1.0, 1.0)
+
+  def decode_next(self, latents: jax.Array, state=None) -> tuple[jax.Array, tuple]:
+    """`decode`: frames know nothing of each other, and the state is empty."""
+    del state
+    return self.decode(latents), ()
 
   def save(self, path: str | os.PathLike):
     """Writes the codec as one .npz, whole or not at all."""

@@ -47,7 +47,7 @@ def encode_chunk(vae, params, video: jax.Array, state=None):
   Raises:
     ValueError: if the frames or their sides do not divide.
   """
-  time, space = _factors(vae)
+  time, space = factors(vae)
   start = 1 if state is None else 0
   frames, *sides = video.shape[1:4]
   if frames % time != start % time or frames < 1 or any(side % space for side in sides):
@@ -97,7 +97,7 @@ def slice_to_read(vae, start: int, stop: int) -> tuple[slice, int]:
   """
   if not 0 <= start < stop:
     raise ValueError(f"latents {start} .. {stop - 1} are an empty range.")
-  time = _factors(vae)[0]
+  time = factors(vae)[0]
   first = max(0, start - _halo(vae))
   return slice(time * first, time * (stop - 1) + 1), start - first
 
@@ -115,10 +115,11 @@ def _halo(vae) -> int:
     if level and vae.temporal[level - 1]:
       past = 2 * past + 2
   past += 2
-  return -(-past // _factors(vae)[0])
+  return -(-past // factors(vae)[0])
 
 
-def _factors(vae):
+def factors(vae) -> tuple[int, int]:
+  """(Pixel frames that a latent frame stands for, side of a latent in pixels)."""
   return 2 ** sum(vae.temporal), 2 ** len(vae.temporal)
 
 

@@ -38,7 +38,7 @@ class TinyDecoder(nn.Module):
   def decode(self, latents: jax.Array) -> jax.Array:
     """[B, F, h, w, C], normalised -> [B, T, H, W, 3] in [-1, 1]; float32."""
     start = not self.has_variable(STREAM, "started")
-    self.variable(STREAM, "started", jnp.ones, (), jnp.bool_)
+    self.variable(STREAM, "started", jnp.ones, latents.shape[:1], jnp.bool_)
     x = 3 * jnp.tanh(latents / 3)
     x = nn.relu(Conv2d(self.widths[0], self.dtype, name="conv_in")(x))
     for i, temporal in enumerate(self.temporal):
