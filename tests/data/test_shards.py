@@ -115,12 +115,12 @@ def slow(items):
   return make(items)
 
 random.seed(0)
-for killed in range(100):
+for killed in range(60):
   child = os.fork()
   if not child:
     grow({path!r}, slow)
     os._exit(0)
-  time.sleep(random.uniform(0.01, 0.1))
+  time.sleep(random.uniform(0.01, 0.1) * 1.1**killed)  # on a busy machine a life needs longer
   os.kill(child, signal.SIGKILL)
   if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
     break
@@ -132,7 +132,7 @@ def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bytes(whole,
   paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
   code = LIVES.format(paths=paths, path=str(tmp_path / "d"))
   lives = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-  assert 3 <= int(lives.stdout) < 99
+  assert 3 <= int(lives.stdout) < 59
   assert content(tmp_path / "d") == whole
 
 
