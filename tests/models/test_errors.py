@@ -50,7 +50,7 @@ INPUTS = {
   "its velocity would have 3": {"fields": {"out_channels": 3}},
   "even head size": {"fields": {"dim": 26}},
   "prediction is 'v' or 'x0'": {"fields": {"prediction": "eps"}},
-  "is no policy of jax": {"fields": {"remat": "everything"}},
+  "is no policy: take None or one of": {"fields": {"remat": "everything"}},
   "must number blocks 0 to 1": {"fields": {"features": (2,)}},
 }
 

@@ -6,11 +6,13 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from vidstep.attention import attention, merge
 from vidstep.masks import TokenInfo, Valid, token_info
 from vidstep.models.linear import Linear
 from vidstep.models.precision import stat_dtype
+from vidstep.models.remat import BLOCK_INPUT
 from vidstep.models.rope import halves, turn
 
 EPS = 1e-6
@@ -157,12 +159,14 @@ class Attention(nn.Module):
     dtype: compute dtype.
     attend: (q, k, v) [B, N, heads, D] -> [B, N, heads, D].
     zero: start with a zero output projection.
+    apart: see `Linear`.
   """
 
   heads: int
   dtype: jnp.dtype
   attend: Callable
   zero: bool = False
+  apart: bool = False
 
   @nn.compact
   def __call__(self, x, y, kv=None, image=None):
@@ -174,7 +178,7 @@ class Attention(nn.Module):
       The output [B, N, C], and (keys, values), each [B, M, heads, D].
     """
     dim = x.shape[-1]
-    linear = partial(Linear, dim, self.dtype)
+    linear = partial(Linear, dim, self.dtype, apart=self.apart)
     split = lambda a: a.reshape(*a.shape[:2], self.heads, -1)
     q = split(RMSNorm(name="norm_q")(linear(name="q")(x)))
     if kv is None:
@@ -202,6 +206,7 @@ class Block(nn.Module):
     attend_text: cross-attention to the text, or None for a network without text.
     keep: return the output a second time, to be collected as a feature.
     load: see `vidstep.models.past.Past`; None for a network without one.
+    place: where tokens [B, F, S, C] are to lie on a mesh; None for one device.
   """
 
   heads: int
@@ -211,6 +216,7 @@ class Block(nn.Module):
   attend_text: Callable | None
   keep: bool = False
   load: Callable | None = None
+  place: Callable | None = None
 
   @nn.compact
   def __call__(self, x, mod, text, layer=None, text_kv=None):
@@ -226,6 +232,8 @@ class Block(nn.Module):
     Returns:
       x and (x again if `keep` else None, with `load` keys and values of frames and text else None).
     """
+    apart = self.place is not None
+    x = checkpoint_name(self.place(x) if apart else x, BLOCK_INPUT)
     dim, stat = x.shape[-1], mod.dtype
     table = self.param("modulation", nn.initializers.zeros, (6, dim))
     mod = mod + table.astype(stat)[None, None]
@@ -235,18 +243,18 @@ class Block(nn.Module):
 
     attend = self.attend if layer is None else partial(self.attend, past=self.load(layer))
     h = flat(modulated_norm(x, shift1, scale1))
-    h, kv = Attention(self.heads, self.dtype, attend, name="self_attn")(h, h)
+    h, kv = Attention(self.heads, self.dtype, attend, apart=apart, name="self_attn")(h, h)
     x = add(x, h.reshape(x.shape).astype(stat) * gate1)
 
     if self.attend_text is not None:
       h = flat(LayerNorm(stat, name="cross_norm")(x).astype(x.dtype))
-      cross = Attention(self.heads, self.dtype, self.attend_text, True, name="cross_attn")
+      cross = Attention(self.heads, self.dtype, self.attend_text, True, apart, name="cross_attn")
       h, text_kv = cross(h, text[0], text_kv, text[1])
       x = x + h.reshape(x.shape)
 
     h = modulated_norm(x, shift2, scale2)
-    h = nn.gelu(Linear(self.ffn_dim, self.dtype, name="ffn_in")(h), approximate=True)
-    x = add(x, Linear(dim, self.dtype, name="ffn_out")(h).astype(stat) * gate2)
+    h = nn.gelu(Linear(self.ffn_dim, self.dtype, apart=apart, name="ffn_in")(h), approximate=True)
+    x = add(x, Linear(dim, self.dtype, apart=apart, name="ffn_out")(h).astype(stat) * gate2)
     if self.load is None:
       return x, (x if self.keep else None, None)
     by_frame = lambda a: a.reshape(*x.shape[:3], *a.shape[2:])

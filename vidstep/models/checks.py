@@ -1,7 +1,8 @@
 """Refuses wrong input to the video DiT with one clear sentence each."""
 
-import jax
 import jax.numpy as jnp
+
+from vidstep.models.remat import POLICIES
 
 
 def check_fields(model):
@@ -14,9 +15,8 @@ def check_fields(model):
     raise ValueError(f"prediction is 'v' or 'x0', not {model.prediction!r}.")
   if model.image_dim is not None and model.text_dim is None:
     raise ValueError("image_dim needs text_dim: image tokens are read beside those of a text.")
-  names = [n for n in dir(jax.checkpoint_policies) if n.endswith("_saveable")]
-  if model.remat is not None and model.remat not in names:
-    raise ValueError(f"remat={model.remat!r} is no policy of jax; take None or one of {names}.")
+  if model.remat is not None and model.remat not in POLICIES:
+    raise ValueError(f"remat={model.remat!r} is no policy: take None or one of {list(POLICIES)}.")
   if any(not 0 <= i < model.depth for i in model.features):
     raise ValueError(f"features={model.features} must number blocks 0 to {model.depth - 1}.")
 

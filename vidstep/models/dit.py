@@ -24,6 +24,7 @@ from vidstep.models.linear import Linear
 from vidstep.models.past import Keys
 from vidstep.models.positions import far_frames, key_sets
 from vidstep.models.precision import stat_dtype
+from vidstep.models.remat import POLICIES
 from vidstep.models.rope import rope_table
 
 
@@ -57,10 +58,12 @@ class VideoDiT(nn.Module):
     t_min: bounds the factor 1/t by which an error in x0 grows in v. Below t_min the implied
       velocity shrinks, so an ODE step from t < t_min to 0 stops short of x0.
     dtype: compute dtype.
-    remat: None, or the name of a policy in `jax.checkpoint_policies` to rematerialise blocks with.
+    remat: what blocks keep for the gradient: None for everything, or a name in
+      `vidstep.models.remat.POLICIES`.
     scan: run the blocks as one `lax.scan` over stacked parameters: compile time independent of
       depth. See `stack_blocks` and `unstack_blocks`.
-    attention: implementation name for `vidstep.attention.attention`; None picks the best.
+    attention: implementation for `vidstep.attention.attention`: a name, None for the best, or on a
+      mesh a `vidstep.parallel.attention.ShardedAttention`.
     features: numbers of the blocks whose outputs are returned in `Out.features`.
   """
 
@@ -121,7 +124,9 @@ class VideoDiT(nn.Module):
     h = patchify(pixels, self.patch)
     b, f, rows, columns, _ = h.shape
     h = h.reshape(b, f, rows * columns, -1)
-    h = Linear(self.dim, self.dtype, name="patch_embed")(h)
+    place = getattr(self.attention, "place", None)
+    linear = partial(Linear, apart=place is not None)
+    h = linear(self.dim, self.dtype, name="patch_embed")(h)
 
     temb = self._time_embedding(t, s, cond.actions, x.shape, stat)
     mod = Linear(6 * self.dim, stat, zeros, name="time_proj")(nn.silu(temb))
@@ -135,7 +140,7 @@ class VideoDiT(nn.Module):
     shift, scale = ((temb + table[i][None, None])[:, :, None] for i in range(2))
     h = modulated_norm(h, shift, scale)
     width = self.out_channels * int(np.prod(self.patch))
-    h = Linear(width, self.dtype, zeros, name="head")(h)
+    h = linear(width, self.dtype, zeros, name="head")(h)
     y = unpatchify(h.reshape(b, f, rows, columns, width), self.patch).astype(stat)
     if self.prediction == "x0":
       time = t.astype(stat).reshape(t.shape + (1,) * (5 - t.ndim))
@@ -209,12 +214,12 @@ class VideoDiT(nn.Module):
       "attend": attend,
       "attend_text": attend_text,
       "load": None if cache is None else cache.load,
+      "place": getattr(self.attention, "place", None),
     }
     past = (None, None) if cache is None else (cache.layers, cache.text)
     block = Block
     if self.remat is not None:
-      policy = getattr(jax.checkpoint_policies, self.remat)
-      block = nn.remat(Block, policy=policy, prevent_cse=not self.scan)
+      block = nn.remat(Block, policy=POLICIES[self.remat], prevent_cse=not self.scan)
     if self.scan:
       stacked = nn.scan(
         block,
@@ -244,7 +249,7 @@ class VideoDiT(nn.Module):
       batched = lambda a: jnp.broadcast_to(a, (past[0], own))
       keys = concat_info(cache.info, TokenInfo(*map(batched, info)))
       far = np.concatenate([np.arange(cache.far), past[1] + np.arange(own)])
-    if callable(self.attention):  # sharded: every device reads the same number of keys
+    if getattr(self.attention, "shards", 1) > 1:  # every device reads the same number of keys
       far = None
     sets = key_sets(layout.positions, info, keys, layout.mask, far)
     table = lambda position: rope_table(position, *grid, self.dim // self.heads)

@@ -15,12 +15,14 @@ class Linear(nn.Module):
     dtype: compute dtype.
     init: initializer of W; b starts at zero.
     bias: whether there is b.
+    apart: the axes of x are not to be merged, since several of them are sharded.
   """
 
   features: int
   dtype: jnp.dtype
   init: Callable = nn.initializers.xavier_uniform()
   bias: bool = True
+  apart: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -29,7 +31,8 @@ class Linear(nn.Module):
     x = x.astype(self.dtype)
     # XLA for CPU computes the gradient of W from transposed copies unless x is a matrix, which
     # makes a training step 2x slower. Elsewhere the axes stay apart: they may be sharded.
-    flat = x.reshape(-1, x.shape[-1]) if jax.default_backend() == "cpu" else x
+    merge = jax.default_backend() == "cpu" and not self.apart
+    flat = x.reshape(-1, x.shape[-1]) if merge else x
     y = jax.lax.dot_general(flat, kernel, (((flat.ndim - 1,), (0,)), ((), ())))
     if self.bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)

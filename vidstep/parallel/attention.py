@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.attention import HostArray
@@ -93,6 +93,27 @@ class ShardedAttention:
     )(*x)
     return (o, lse) if return_lse else o
 
+  @property
+  def shards(self) -> int:
+    """Devices that share a sequence."""
+    return self._size(self.sequence)
+
+  def whole(self) -> "ShardedAttention":
+    """The same for calls of a few samples, whole on every device: only heads are shared."""
+    return dataclasses.replace(self, batch=(), sequence=None)
+
+  def place(self, x: jax.Array) -> jax.Array:
+    """Says where the tokens of a network lie: samples and frames on their devices, channels whole.
+
+    Without it the partitioner may gather them all between two calls of attention.
+
+    Args:
+      x: [B, F, S, C] tokens, S of each frame. Frames that do not divide stay together.
+    """
+    sequence = self.sequence if x.shape[1] % self.shards == 0 else None
+    place = NamedSharding(self.mesh, P(self.batch, sequence))
+    return jax.lax.with_sharding_constraint(x, place)
+
   def _size(self, *axes: str | None) -> int:
     return math.prod(self.mesh.shape[axis] for axis in axes if axis)
 
@@ -148,6 +169,34 @@ def _all_to_all(axis: str, spec: Spec, q, k, v, *infos):
   q, k, v = (trade(x, split_axis=2, concat_axis=1) for x in (q, k, v))
   o, lse = run([q, k, v, *infos], spec)
   return trade(o, split_axis=1, concat_axis=2), trade(lse, split_axis=2, concat_axis=1)
+
+
+def sharded_attention(
+  mesh: Mesh | None, *, method="ring", implementation: str | None = None
+) -> ShardedAttention | str | None:
+  """Attention for the networks of a run: sharded as its mesh says.
+
+  Args:
+    mesh: see `vidstep.parallel.mesh.make_mesh`; None for one device.
+    method: see `ShardedAttention`.
+    implementation: what runs on each device; see `attention`.
+
+  Returns:
+    A `ShardedAttention`; on one device `implementation` itself.
+
+  Raises:
+    ValueError: for an unknown method.
+  """
+  several = lambda axis: axis if mesh.shape[axis] > 1 else None
+  if mesh is None or mesh.size == 1:
+    return implementation
+  return ShardedAttention(
+    mesh,
+    sequence=several("sequence"),
+    heads=several("tensor"),
+    method=method,
+    implementation=implementation,
+  )
 
 
 # --- ring ---------------------------------------------------------------------------------------
