@@ -211,7 +211,8 @@ def _write(out, report, recorder, names, last):
   plot(series, out / "latency.png", frame_rate=report.frame_rate, title=title)
   if last:
     video = np.concatenate(last, axis=1)[:, -VIDEO.value :]
-    save_video(out / "stream.mp4", grid({"": video}, columns=4), report.frame_rate)
+    shown = grid({"": video}, columns=4)
+    save_video(out / "stream.mp4", shown, report.frame_rate, made_by="vidstep")
 
 
 def _judge(report, broken):

@@ -13,14 +13,13 @@ import itertools
 import pathlib
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from configs import common
 from experiments import flags as shared
 from experiments import generate, judge, report
 from experiments.cells import kept
-from vidstep.data.video_io import grid, save_video, strip
+from vidstep.data.video_io import grid, save_picture, save_video, strip
 from vidstep.metrics.describe import describe_clips
 from vidstep.metrics.motion import motion_magnitude
 from vidstep.metrics.summary import compare_clips
@@ -165,12 +164,13 @@ def _pictures(cells, config, network, bench, workdir):
     rows[name] = np.concatenate([context, cells[_known(name, cells)]["shown"]], axis=1)
   if not rows:
     return
-  save_video(workdir / "picture.mp4", grid(rows), generate.frame_rate(network.config))
+  how = {"made_by": f"vidstep ({network.reference})", "composite": True}
+  save_video(workdir / "picture.mp4", grid(rows), generate.frame_rate(network.config), **how)
   # Strips of the clips that move most: a strip of a clip that stands still shows nothing.
   first = next(iter(rows.values()))
   lively = np.argsort(-motion_magnitude(first).mean(axis=1))[: config["strips"]]
   strips = np.concatenate([strip(rows, clip=clip, target=64) for clip in lively])
-  Image.fromarray(strips).save(workdir / "picture.png")
+  save_picture(workdir / "picture.png", strips, **how)
 
 
 def _known(name, cells):

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vidstep.data.video_io import GAP, PAPER, strip
+from vidstep.data.video_io import GAP, PAPER, save_picture, strip
 from vidstep.metrics.motion import motion_magnitude
 
 SCALE = 3  # frames are enlarged so that the keys can be drawn on them
@@ -54,7 +54,7 @@ def draw(cells, bench, path):
           clip : clip + 1, : rows[label].shape[1]
         ]
       parts.append(_strip(rows, keys, bench.names))
-  Image.fromarray(_stack(parts)).save(path)
+  save_picture(path, _stack(parts), made_by="vidstep", composite=True)
 
 
 def _strip(rows, keys, names):

@@ -1,5 +1,8 @@
 """Pixels in and out of files, and pictures with labels."""
 
+from xml.etree import ElementTree
+
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,6 +47,65 @@ def test_animated_pictures_hold_every_frame(tmp_path, suffix):
   video_io.save_video(tmp_path / f"a.{suffix}", moving_square(), 10)
   with Image.open(tmp_path / f"a.{suffix}") as image:
     assert image.n_frames == 10 and image.size == (48, 64)
+
+
+def written(folder, form, **said):
+  """(the sentence, the XMP packet) that a file holds, read by others."""
+  path = folder / f"a b.{form}"
+  if form == "png":
+    video_io.save_strip(path, {"x": moving_square(3)[None]}, **said)
+  else:
+    video_io.save_video(path, moving_square(3), 8, **said)
+  assert [p.name for p in folder.iterdir()] == [path.name]
+  if form == "mp4":
+    with av.open(str(path)) as container:
+      tags = dict(container.metadata)
+      assert sum(1 for _ in container.decode(video=0)) == 3
+    assert tags.get("description") == tags.get("comment")
+    return tags.get("comment"), boxes(path.read_bytes()).get(XMP_IN_MP4)
+  with Image.open(path) as image:
+    packet = image.info.get("xmp", image.info.get("XML:com.adobe.xmp"))
+    return image.info.get("comment", image.info.get("Description")), packet
+
+
+XMP_IN_MP4 = bytes.fromhex("BE7ACFCB97A942E89C71999491E3AFAC")
+
+
+def boxes(data):
+  """Type, or UUID, of every outermost box of an MP4 -> its content."""
+  out = {}
+  while data:
+    size, kind = int.from_bytes(data[:4], "big"), data[4:8]
+    assert 8 <= size <= len(data)
+    head = 24 if kind == b"uuid" else 8
+    out[data[8:24] if kind == b"uuid" else kind] = data[head:size]
+    data = data[size:]
+  return out
+
+
+@pytest.mark.parametrize("form", ["mp4", "webp", "gif", "png"])
+@pytest.mark.parametrize("composite", [False, True])
+def test_generated_files_say_so(tmp_path, form, composite):
+  said, packet = written(tmp_path, form, made_by="vidstep <wan>", composite=composite)
+  said = said.decode() if isinstance(said, bytes) else said
+  how = "Partly AI-generated (beside recorded pixels)" if composite else "AI-generated"
+  assert said is None if form == "webp" else said == f"{how}, made by vidstep <wan>"
+  if form == "gif":
+    return
+  packet = packet.decode() if isinstance(packet, bytes) else packet
+  tree = ElementTree.fromstring(packet.strip("\ufeff"))
+  find = lambda space, name: tree.find(f".//{{{space}}}{name}").text
+  source = find("http://iptc.org/std/Iptc4xmpExt/2008-02-29/", "DigitalSourceType")
+  term = "compositeWithTrainedAlgorithmicMedia" if composite else "trainedAlgorithmicMedia"
+  assert source == f"http://cv.iptc.org/newscodes/digitalsourcetype/{term}"
+  assert find("http://ns.adobe.com/xap/1.0/", "CreatorTool") == "vidstep <wan>"
+  description = find("http://www.w3.org/1999/02/22-rdf-syntax-ns#", "li")
+  assert description == f"{how}, made by vidstep <wan>"
+
+
+@pytest.mark.parametrize("form", ["mp4", "webp", "gif", "png"])
+def test_recorded_files_say_nothing(tmp_path, form):
+  assert written(tmp_path, form) == (None, None)
 
 
 def test_bad_videos_are_told_in_a_sentence(tmp_path):

@@ -1,11 +1,14 @@
 """Pixels in and out: resize, read video files, write MP4 / WebP / GIF / PNG, labelled grids."""
 
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from vidstep.data import provenance
 
 PAPER, INK = (255, 255, 255), (20, 20, 20)
 GAP = 4
@@ -72,10 +75,20 @@ def frame_rate(path: str | Path) -> float:
     ) from error
 
 
-def save_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
+def save_video(
+  path: str | Path, frames: np.ndarray, fps: float, *, made_by: str = "", composite: bool = False
+) -> None:
   """Write frames uint8 [T, H, W, 3] as `.mp4` (H.264, yuv420p), animated `.webp` or `.gif`.
 
   H.264 wants even sides: an odd one is extended by repeating its last row or column.
+
+  Args:
+    path: the file; whole or not at all.
+    frames: what to write.
+    fps: frames per second.
+    made_by: the model that generated the video; the file's metadata then says so, see
+      `vidstep.data.provenance`. Empty for recorded videos.
+    composite: some of the pixels are recorded.
 
   Raises:
     ValueError: frames of another shape or dtype, or an unknown suffix.
@@ -87,28 +100,36 @@ def save_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
       "to_uint8 converts floats in [-1, 1]."
     )
   path = Path(path)
+  if path.suffix not in (".mp4", ".webp", ".gif"):
+    raise ValueError(f"Cannot write {path.name}: use a name that ends in .mp4, .webp or .gif.")
   path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f".{zlib.crc32(path.name.encode()):08x}.partial{path.suffix}")
   if path.suffix == ".mp4":
-    _save_mp4(path, frames, fps)
-  elif path.suffix in (".webp", ".gif"):
+    _save_mp4(partial, frames, fps, provenance.sentence(made_by, composite) if made_by else "")
+    if made_by:
+      provenance.tag_mp4(partial, made_by, composite)
+  else:
     images = [Image.fromarray(frame) for frame in frames]
     options = {"quality": 85} if path.suffix == ".webp" else {}
+    if made_by:
+      options |= provenance.picture_options(path.suffix, made_by, composite)
     images[0].save(
-      path,
+      partial,
       save_all=True,
       append_images=images[1:],
       duration=round(1000 / fps),
       loop=0,
       **options,
     )
-  else:
-    raise ValueError(f"Cannot write {path.name}: use a name that ends in .mp4, .webp or .gif.")
+  partial.replace(path)
 
 
-def _save_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
+def _save_mp4(path: Path, frames: np.ndarray, fps: float, comment: str) -> None:
   height, width = frames.shape[1:3]
   frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
   with av.open(str(path), "w") as container:
+    if comment:
+      container.metadata["comment"] = container.metadata["description"] = comment
     stream = container.add_stream("libx264", rate=_fraction(fps), options={"crf": "18"})
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
@@ -214,7 +235,15 @@ def strip(
   return grid(moments, columns=count, target=target)[0]
 
 
-def save_strip(path: str | Path, clips: Mapping[str, np.ndarray], **options) -> None:
-  """Write `strip(clips, **options)` as a PNG."""
+def save_strip(
+  path: str | Path, clips: Mapping[str, np.ndarray], *, made_by="", composite=False, **options
+) -> None:
+  """Write `strip(clips, **options)` as a PNG; `made_by` and `composite` as in `save_video`."""
+  save_picture(path, strip(clips, **options), made_by=made_by, composite=composite)
+
+
+def save_picture(path: str | Path, pixels: np.ndarray, *, made_by="", composite=False) -> None:
+  """Write uint8 [H, W, 3] as a PNG; `made_by` and `composite` as in `save_video`."""
   Path(path).parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(strip(clips, **options)).save(path)
+  options = provenance.picture_options(".png", made_by, composite) if made_by else {}
+  Image.fromarray(pixels).save(path, **options)
