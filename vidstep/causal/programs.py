@@ -77,9 +77,9 @@ class Programs:
       pixels = jnp.clip(jnp.round((video + 1) * 127.5), 0, 255).astype(jnp.uint8)
       return pixels, finite(latents) & finite(video), state
 
-    def decode_first(codec, latents, row, states):
-      """`decode` of one row's first chunk: of a clip's start, or behind the context."""
-      one = take(latents, row, 0)
+    def decode_first(codec, latents, at, row, states):
+      """`decode` of a row's first chunk, latents[at]: of a clip's start, or behind the context."""
+      one = take(latents, at, 0)
       state = take(states, row, axes.codec) if context_frames else None
       return decode(codec, one, state)
 
