@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -19,6 +20,17 @@ _CACHE = flags.DEFINE_string(
   "compilation_cache",
   os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/vidstep"),
   'Folder where compiled programs are kept for the next run; "" keeps none.',
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "host:port of the first of several processes, if no launcher tells it."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed",
+  None,
+  "True: let jax find the other processes (TPU VMs, Kubernetes); False: there are none. Default: "
+  "as Slurm, Open MPI or GKE say in the environment.",
 )
 
 
@@ -57,36 +69,86 @@ def _define_path(name, default, what):
   return flags.DEFINE_string(name, default, what)
 
 
-def run(main):
-  """Runs `main(argv)` after parsing flags; bad input ends in one sentence and exit status 1."""
+def run(main, *, distributed=False):
+  """Runs `main(argv)` after parsing flags; bad input ends in one sentence and exit status 1.
+
+  Args:
+    main: what to run.
+    distributed: whether it knows what to do as one of several processes; else it refuses.
+  """
+  from vidstep.parallel import processes  # here: flags alone need no jax
 
   def guarded(argv):
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
       raise app.UsageError(f"Unexpected argument {argv[1]!r}: flags begin with --.")
-    use_compilation_cache(_CACHE.value)
     try:
+      check_local_folders()
+      use_compilation_cache(_CACHE.value)
+      start_processes(distributed)
       main(argv)
     except (ValueError, FileNotFoundError, NotImplementedError, ImportError) as error:
       if _DEBUG.value:
-        raise
-      _fail(f"{error}\n(--debug shows where this came from)")
+        traceback.print_exc()
+      processes.leave(f"{error}\n(--debug shows where this came from)")
     except KeyboardInterrupt:
       if _DEBUG.value:
-        raise
-      _fail("interrupted; the same command goes on from the last checkpoint.", 130)
+        traceback.print_exc()
+      processes.leave("interrupted; the same command goes on from the last checkpoint.", 130)
+    except Exception as error:
+      processes.failed(error)
+      raise
 
-  for name in ("config", "workdir", "out", "debug", "compilation_cache"):
+  shown = ["config", "workdir", "out", "debug", "compilation_cache"]
+  shown += ["coordinator", "processes", "process", "distributed"] if distributed else []
+  for name in shown:
     if name in flags.FLAGS:  # in --help, which otherwise lists those of the entry point's own file
       flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   app.run(guarded, flags_parser=_parse)
 
 
+def start_processes(distributed):
+  """Joins the other processes, if flags or a launcher say that there are some.
+
+  Raises:
+    ValueError: if there are, and this entry point is for one process (`distributed` is False).
+  """
+  from vidstep.parallel import processes
+
+  asked = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+  if distributed:
+    processes.start(*asked, distributed=_DISTRIBUTED.value)
+    return
+  several = _COORDINATOR.value or (_PROCESSES.value or 1) > 1 or _DISTRIBUTED.value
+  by = "--coordinator, --processes or --distributed" if several else processes.launcher()
+  if by and _DISTRIBUTED.value is not False:
+    raise ValueError(
+      f"This command runs as one process, but {by} asks for several, which would all write the "
+      "same files: start it once, or give --nodistributed to each that shall run on its own."
+    )
+
+
+def check_local_folders():
+  """Refuses buckets where a file system is needed.
+
+  Raises:
+    ValueError: if --workdir or --out is an URL.
+  """
+  for name in ("workdir", "out"):
+    value = flags.FLAGS[name].value if name in flags.FLAGS else None
+    if "://" in str(value):
+      raise ValueError(
+        f"--{name}={value} is no folder: logs and pictures are appended to and renamed, which a "
+        "bucket cannot. Mount it (Cloud Storage FUSE, docs/launch.md) and give that path."
+      )
+
+
 def use_compilation_cache(folder):
-  """Keeps compiled programs in a folder, so that the next run starts in seconds."""
+  """Keeps compiled programs in a folder, or a bucket, so that the next run starts in seconds."""
   if folder:
-    folder = pathlib.Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    if "://" not in str(folder):
+      folder = pathlib.Path(folder).expanduser()
+      folder.mkdir(parents=True, exist_ok=True)
     import jax  # here: recording needs flags, and no jax
 
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -4,6 +4,8 @@
 
 Any key of the config is a flag: --config.optim.lr=3e-4 --config.train.steps=2000. Running the same
 command again resumes from the last checkpoint in --workdir, bit for bit as if it had never stopped.
+SIGTERM saves a checkpoint after the step that is under way, then ends. Several processes, under
+Slurm, on Kubernetes or a TPU pod: docs/launch.md.
 
 What a run leaves in --workdir:
   config.json      the resolved config
@@ -32,6 +34,8 @@ from experiments import flags as shared
 from experiments import setup as build
 from experiments.batches import sample_batch
 from experiments.drawing import make_sample_fn
+from experiments.fingerprint import fingerprint
+from vidstep.parallel import processes
 from vidstep.parallel.mesh import AXES, make_mesh
 from vidstep.parallel.sharding import batch_sharding, check_batch, replicated, state_sharding
 from vidstep.training.checkpoint import Checkpoints
@@ -46,6 +50,15 @@ CONFIG = shared.define_config()
 WORKDIR = shared.define_workdir("Folder of this run; what it finds there is resumed.")
 WANDB = flags.DEFINE_string("wandb", None, "Weights & Biases project to log to as well.")
 PROFILE = flags.DEFINE_string("profile", None, "start:stop, the steps to trace for xprof.")
+PREEMPTED = flags.DEFINE_integer(
+  "preempted_status",
+  0,
+  "Exit status after SIGTERM; one of its own lets a launcher tell it from a finished run.",
+)
+
+
+class NotFinite(ValueError):
+  """Raised after the dump of a step that was not finite, in all processes alike."""
 
 
 def main(argv):
@@ -53,14 +66,20 @@ def main(argv):
   if CONFIG.value is None:
     raise ValueError("Which experiment? Give --config=configs/....py (see configs/).")
   try:
-    train(CONFIG.value, WORKDIR.value, wandb=WANDB.value, profile=PROFILE.value)
+    state = train(CONFIG.value, WORKDIR.value, wandb=WANDB.value, profile=PROFILE.value)
+    if int(state.step) < CONFIG.value.train.steps:
+      sys.exit(PREEMPTED.value)
   except Collapsed as reason:
     print(f"stopped: {reason}", file=sys.stderr)
     sys.exit(3)
 
 
 def train(config, workdir, *, wandb=None, profile=None):
-  """Trains until config.train.steps; resumes if `workdir` holds checkpoints. Returns the state."""
+  """Trains until config.train.steps, or SIGTERM; resumes if `workdir` holds checkpoints.
+
+  Several processes call it alike, and all get the final state; the first writes what is written
+  once.
+  """
   # ----------------------------------------------------------------------------------------------
   # Model, objective, data
   # ----------------------------------------------------------------------------------------------
@@ -70,6 +89,11 @@ def train(config, workdir, *, wandb=None, profile=None):
   first, last = parse_profile(profile)
   run = build.build(config)
   config, objective, settings = run.config, run.objective, run.config["train"]
+  lead = processes.is_first()
+  if jax.process_count() > 1:
+    processes.check_devices()
+    processes.compare(fingerprint(run))
+  processes.check_shared(workdir)
   watched = config["diagnose"]
   if watched["samples"] < 1:
     raise ValueError(f"diagnose.samples={watched['samples']}: draw each condition once or more.")
@@ -109,9 +133,9 @@ def train(config, workdir, *, wandb=None, profile=None):
     state = init(key, build.load_initial(run))
   frozen = build.load_frozen(run)
   frozen_shardings = spread(frozen)
-  frozen = jax.device_put(frozen, frozen_shardings)
+  frozen = processes.place(frozen, frozen_shardings)
   start, stop = int(state.step), settings["steps"]
-  if jax.process_index() == 0:
+  if lead:
     (workdir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   for role, net in state.nets.items():
@@ -145,14 +169,14 @@ def train(config, workdir, *, wandb=None, profile=None):
   seeds, look_every = watched["samples"], watched["every"] or settings["sample_every"]
   draw = jax.jit(make_sample_fn(run), out_shardings=everywhere)
   repeated = lambda x: jnp.tile(x, (seeds,) + (1,) * (x.ndim - 1))
-  shown = jax.device_put(jax.tree.map(repeated, sample_batch(run)), everywhere)
+  shown = processes.place(jax.tree.map(repeated, sample_batch(run)), everywhere)
 
   def look(step):
     """What a probe of the samples measures; their picture at every sample_every-th step."""
     params = all_networks(state, frozen)[f"{objective.roles[0]}.ema"]
     videos = jax.device_get(draw(params, shown, key))
     real, drawn = (x.reshape(seeds, -1, *x.shape[1:]) for x in videos)
-    if due(step, settings["sample_every"]):
+    if due(step, settings["sample_every"]) and lead:
       picture = side_by_side(real[0], drawn[0])
       (workdir / "samples").mkdir(exist_ok=True)
       Image.fromarray(picture).save(workdir / "samples" / f"step_{step:07d}.png")
@@ -169,53 +193,72 @@ def train(config, workdir, *, wandb=None, profile=None):
     say(f"{workdir} is already trained to step {start}")
     checkpoints.close()
     return state
-  log = MetricsLog(workdir, start=start, every=settings["log_every"], wandb=wandb, config=config)
-  diagnosis = Diagnosis(read_metrics(workdir), total=stop, path=workdir / "diagnosis.jsonl")
+  log = diagnosis = None  # but in the first process
+  if lead:
+    log = MetricsLog(workdir, start=start, every=settings["log_every"], wandb=wandb, config=config)
+    diagnosis = Diagnosis(read_metrics(workdir), total=stop, path=workdir / "diagnosis.jsonl")
   batch, position = next_batch()
   bar = tqdm(
-    initial=start, total=stop, unit="step", dynamic_ncols=True, mininterval=1, smoothing=0.05
-  )
-  try:
-    for number in range(start + 1, stop + 1):
-      if number == first:
-        jax.profiler.start_trace(str(workdir / "profile"))
-      step = step_for(objective.due(number - 1))
-      begin = time.perf_counter()
-      state, metrics = step(state, frozen, batch)
+    initial=start, total=stop, unit="step", dynamic_ncols=True, mininterval=1, smoothing=0.05,
+    disable=not lead,
+  )  # fmt: skip
+  with processes.Preemption() as preemption:
+    try:
+      for number in range(start + 1, stop + 1):
+        if number == first and lead:
+          jax.profiler.start_trace(str(workdir / "profile"))
+        step = step_for(objective.due(number - 1))
+        begin = time.perf_counter()
+        state, metrics = step(state, frozen, batch)
 
-      # While the device works: the next batch. A checkpoint needs the position of this one.
-      used, used_position = batch, position
-      if number < stop:
-        batch, position = next_batch()
+        # While the device works: the next batch. A checkpoint needs the position of this one.
+        used, used_position = batch, position
+        if number < stop:
+          batch, position = next_batch()
 
-      metrics = jax.device_get(metrics)
-      metrics["seconds"] = time.perf_counter() - begin
-      if due(number, look_every):
-        metrics |= look(number)
-      log.write(number, metrics)
-      for finding in diagnosis.update(number, metrics):
-        say(f"step {number}, {finding.severity}: {finding.text}")
-      if not all(np.isfinite(value) for value in metrics.values()):
-        dump(workdir, state, used, used_position, number, metrics, run)
-      if number == last:
-        jax.profiler.stop_trace()
-        say(f"profile of steps {first} to {last} in {workdir / 'profile'}")
-      losses = {k: f"{v:.4g}" for k, v in metrics.items() if k.endswith("/loss")}
-      bar.set_postfix(losses, refresh=False)
-      bar.update()
+        metrics = jax.device_get(metrics)
+        metrics["seconds"] = time.perf_counter() - begin
+        looked = due(number, look_every)
+        if looked:
+          metrics |= look(number)
+        if lead:
+          log.write(number, metrics)
+          for finding in diagnosis.update(number, metrics):
+            say(f"step {number}, {finding.severity}: {finding.text}")
+        if not all(np.isfinite(value) for value in metrics.values()):
+          dump(workdir, state, used, used_position, number, metrics, run)
+        if number == last and lead:
+          jax.profiler.stop_trace()
+          say(f"profile of steps {first} to {last} in {workdir / 'profile'}")
+        losses = {k: f"{v:.4g}" for k, v in metrics.items() if k.endswith("/loss")}
+        bar.set_postfix(losses, refresh=False)
+        bar.update()
 
-      collapse = diagnosis.collapse(watched["patience"]) if watched["stop"] else None
-      if number % settings["save_every"] == 0 or number == stop or collapse:
-        checkpoints.save(state, config=config, loader=used_position, references=run.references)
-      if collapse:
-        raise Collapsed(
-          f"step {number}: {collapse.text} The checkpoint of this step is saved; the same command "
-          "with --config.diagnose.stop=False goes on from it."
-        )
-  finally:
-    bar.close()
-    log.close()
-    checkpoints.close()
+        collapse = None
+        if watched["stop"] and looked:  # the first process judges, all do as it says
+          found = diagnosis.collapse(watched["patience"]) if lead else None
+          collapse = processes.gather(found.text if found else "")[0]
+        preempted = preemption.reached(number)
+        if number % settings["save_every"] == 0 or number == stop or collapse or preempted:
+          checkpoints.save(state, config=config, loader=used_position, references=run.references)
+        if collapse:
+          raise Collapsed(
+            f"step {number}: {collapse} The checkpoint of this step is saved; the same command "
+            "with --config.diagnose.stop=False goes on from it."
+          )
+        if preempted:
+          say(f"SIGTERM: saved at step {number}; the same command goes on from there.")
+          break
+    except (Collapsed, NotFinite):
+      raise
+    except Exception as error:
+      processes.failed(error)
+      raise
+    finally:
+      bar.close()
+      if lead:
+        log.close()
+      checkpoints.close()
   return state
 
 
@@ -228,13 +271,14 @@ def dump(workdir, state, batch, position, number, metrics, run):
   store = Checkpoints(folder, keep=1)
   store.save(state, config=run.config, loader=position, references=run.references)
   store.close()
-  arrays, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(batch))
+  arrays, _ = jax.tree_util.tree_flatten_with_path(processes.to_host(batch))
   arrays = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in arrays}
-  np.savez(folder / "batch.npz", **arrays)
   values = {name: str(float(value)) for name, value in metrics.items()}
-  (folder / "metrics.json").write_text(json.dumps({"step": number, **values}, indent=2) + "\n")
+  if processes.is_first():
+    np.savez(folder / "batch.npz", **arrays)
+    (folder / "metrics.json").write_text(json.dumps({"step": number, **values}, indent=2) + "\n")
   broken = [name for name, value in metrics.items() if not np.isfinite(value)]
-  raise ValueError(
+  raise NotFinite(
     f"Step {number} is not finite ({', '.join(broken)}): stopped. The state before it, its batch "
     f"and its metrics are in {folder}. Try a lower optim.lr, optim.clip=1.0, or float32."
   )
@@ -252,9 +296,9 @@ def parse_profile(text):
 
 def say(text):
   """Prints a line without disturbing the progress bar; the first process only."""
-  if jax.process_index() == 0:
+  if processes.is_first():
     tqdm.write(text)
 
 
 if __name__ == "__main__":
-  shared.run(main)
+  shared.run(main, distributed=True)

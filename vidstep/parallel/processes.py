@@ -11,6 +11,7 @@ import pathlib
 import signal
 import sys
 import threading
+import traceback
 import uuid
 
 import jax
@@ -270,3 +271,23 @@ def leave(sentence, status=1):
   together.start()
   together.join(GOODBYE)
   os._exit(status)
+
+
+def failed(error):
+  """Ends this process because of an error that the others need not have; among one: does nothing.
+
+  Args:
+    error: the exception. A collective that failed means that another process is gone.
+  """
+  if not jax.distributed.is_initialized():
+    return
+  lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+  if not lost:
+    traceback.print_exception(error)
+  reason = " ".join(str(error).split())[:300]
+  if lost:
+    leave(
+      f"another process has ended or is out of reach; its own log says why ({reason}). Start all "
+      "processes again: the same command goes on from the last checkpoint."
+    )
+  leave(f"{type(error).__name__}: {reason}")
