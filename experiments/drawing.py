@@ -19,8 +19,11 @@ def make_sample_fn(setup):
   settings, role = setup.config["eval"], setup.objective.roles[0]
   steps, few = settings["steps"], tuple(settings["times"])
   shifted = lambda: samplers.timesteps(steps, shift=settings["shift"])
+  model = setup.models[role]
+  if whole := getattr(model.attention, "whole", None):  # few samples: all of them everywhere
+    model = model.clone(attention=whole())
   draw = make_draw(
-    causal_of(setup.config, role, setup.models[role]),
+    causal_of(setup.config, role, model),
     samplers.timestep_list(few, steps) if few else shifted(),
     first_times=settings.get("first_times", ()),
     solver=settings["solver"],

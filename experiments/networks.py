@@ -6,17 +6,21 @@ import inspect
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from experiments.objectives import ON_POLICY
 from vidstep import losses
 from vidstep.causal.cached import TEACHER_FORCING, CachedNetwork
 from vidstep.causal.extension import extension
 from vidstep.causal.kv_cache import CachePolicy
 from vidstep.causal.packed import PackedNetwork
 from vidstep.causal.rollout import self_rollout
-from vidstep.masks import Rule, Window
+from vidstep.masks import Rule, Window, chunk_index
 from vidstep.models.critics import Critic, features_fn
 from vidstep.models.dit import VideoDiT
 from vidstep.models.velocity import velocity_fn
+from vidstep.parallel.attention import sharded_attention
+from vidstep.parallel.checks import check_network, check_rules
 from vidstep.training.checkpoint import parse_reference, read_config
 
 # Keys of `config.causal`; in runs from before one existed it is None.
@@ -29,13 +33,16 @@ def overridden(config, role, section):
   return config[section] | {key: value for key, value in own.items() if value is not None}
 
 
-def make_model(config, role):
-  """The network of a role: the config's `model` with the role's own changes."""
+def make_model(config, role, mesh=None):
+  """The network of a role: the config's `model` with the role's own changes, on its mesh."""
   fields = overridden(config, role, "model")
   dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
   if fields["dtype"] not in dtypes:
     raise ValueError(f"model.dtype={fields['dtype']!r}: choose one of {sorted(dtypes)}.")
   fields["dtype"] = dtypes[fields["dtype"]]
+  method = config.get("mesh", {}).get("sequence_method", "ring")
+  how = {"method": method, "implementation": fields["attention"]}
+  fields["attention"] = sharded_attention(mesh, **how)
   return VideoDiT(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
@@ -45,7 +52,8 @@ def init_params(model, key, example):
   frames = [a for a in (example.cond.context, example.x0) if a is not None]
   x = jnp.concatenate([part(a) for a in frames], axis=1)
   cond = jax.tree.map(part, example.cond).replace(context=None, clean=None)
-  return model.init(key, x, jnp.zeros(1, jnp.float32), cond=cond)["params"]
+  one = model.clone(attention=None)  # a batch of one is no batch for a mesh
+  return one.init(key, x, jnp.zeros(1, jnp.float32), cond=cond)["params"]
 
 
 def make_critic(config):
@@ -67,12 +75,40 @@ def init_critic(critic, key, *, features, host, example):
   """Fresh weights of a critic on the features of the network `host`."""
 
   def seen():
-    one = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), example)
+    batch = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), example)
     params = init_params(host, jax.random.key(0), example)
-    return features(params, one.x0, jnp.zeros(1, jnp.float32), one.cond)
+    return features(params, batch.x0, jnp.zeros(batch.x0.shape[0], jnp.float32), batch.cond)
 
   shapes = jax.eval_shape(seen)
-  return critic.init(key, [jnp.zeros(a.shape, a.dtype) for a in shapes])["params"]
+  return critic.init(key, [jnp.zeros((1, *a.shape[1:]), a.dtype) for a in shapes])["params"]
+
+
+def check_mesh(config, mesh, causal, example):
+  """Refuses a mesh on which networks cannot run on batches of the shapes of `example`.
+
+  Args:
+    config: the config as a dict.
+    mesh: the devices.
+    causal: name -> `Causal` of every network.
+    example: shapes of a prepared batch.
+
+  Raises:
+    ValueError: see `vidstep.parallel.checks`.
+  """
+  check_rules(mesh, config["mesh"]["rules"])
+  _, frames, *size, _ = example.x0.shape
+  rolled = config["objective"]["name"] in ON_POLICY
+  for name, way in causal.items():
+    chunks = () if way.chunk is None or not rolled else np.bincount(chunk_index(frames, way.chunk))
+    check_network(
+      name,
+      way.model,
+      frames=frames,
+      size=size,
+      context=config["data"]["context"],
+      teacher_forced=way.chunk is not None and example.cond.clean is not None,
+      chunks=tuple(chunks),
+    )
 
 
 def chunk_of(config, role, *, of=None):
@@ -122,7 +158,8 @@ class Causal:
   @property
   def velocity(self):
     """velocity(params, x, t, cond)."""
-    return velocity_fn(self.model, chunk=self.chunk, mask=self.mask)
+    shards = getattr(self.model.attention, "shards", 1)
+    return velocity_fn(self.model, chunk=self.chunk, mask=self.mask, shards=shards)
 
   def network(self, frames):
     """The network behind a cache that holds so many frames, as many as it attends to at least."""

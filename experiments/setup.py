@@ -14,6 +14,7 @@ from experiments.flags import check_keys
 from experiments.networks import (
   CAUSAL,
   causal_of,
+  check_mesh,
   critic_features,
   init_critic,
   init_params,
@@ -72,11 +73,12 @@ class Setup:
   init: Callable
 
 
-def build(config):
+def build(config, mesh=None):
   """Builds everything but the weights.
 
   Args:
     config: a `ConfigDict`, or the plain dict of an earlier run.
+    mesh: the devices that share the work; None for one.
 
   Returns:
     A `Setup`.
@@ -100,11 +102,13 @@ def build(config):
       )
   references = {name: _reference(config, name) for name in objective.frozen}
   networks = [role for role in objective.roles if role != "critic"]
-  models = {role: make_model(config, role) for role in networks}
+  models = {role: make_model(config, role, mesh) for role in networks}
   causal = {role: causal_of(config, role, models[role]) for role in networks}
   for name, reference in references.items():
-    models[name] = make_model(read_config(reference), parse_reference(reference)[1])
+    models[name] = make_model(read_config(reference), parse_reference(reference)[1], mesh)
     causal[name] = causal_of(config, name, models[name], of=reference)
+  if mesh is not None:
+    check_mesh(config, mesh, causal, example)
   velocities |= {name: way.velocity for name, way in causal.items()}
   velocities["velocity"] = velocities[objective.roles[0]]
   frames = config["data"]["context"] + example.x0.shape[1]

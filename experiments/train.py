@@ -37,7 +37,13 @@ from experiments.drawing import make_sample_fn
 from experiments.fingerprint import fingerprint
 from vidstep.parallel import processes
 from vidstep.parallel.mesh import AXES, make_mesh
-from vidstep.parallel.sharding import batch_sharding, check_batch, replicated, state_sharding
+from vidstep.parallel.sharding import (
+  batch_sharding,
+  check_batch,
+  frame_shardings,
+  replicated,
+  state_sharding,
+)
 from vidstep.training.checkpoint import Checkpoints
 from vidstep.training.diagnosis import Collapsed, Diagnosis
 from vidstep.training.log import MetricsLog, read_metrics
@@ -81,13 +87,14 @@ def train(config, workdir, *, wandb=None, profile=None):
   once.
   """
   # ----------------------------------------------------------------------------------------------
-  # Model, objective, data
+  # Mesh, model, objective, data
   # ----------------------------------------------------------------------------------------------
   if not workdir:
     raise ValueError("Where should the run go? Give --workdir=runs/some_name.")
   workdir = pathlib.Path(workdir)
   first, last = parse_profile(profile)
-  run = build.build(config)
+  mesh = make_mesh(*(config["mesh"][axis] for axis in AXES))
+  run = build.build(config, mesh)
   config, objective, settings = run.config, run.objective, run.config["train"]
   lead = processes.is_first()
   if jax.process_count() > 1:
@@ -99,13 +106,13 @@ def train(config, workdir, *, wandb=None, profile=None):
     raise ValueError(f"diagnose.samples={watched['samples']}: draw each condition once or more.")
 
   # ----------------------------------------------------------------------------------------------
-  # Mesh and shardings
+  # Shardings
   # ----------------------------------------------------------------------------------------------
-  mesh = make_mesh(*(config["mesh"][axis] for axis in AXES))
   check_batch(config["data"]["batch_size"], mesh, settings["accumulate"])
   spread = functools.partial(state_sharding, mesh=mesh, preset=config["mesh"]["rules"])
   by_sample, everywhere = batch_sharding(mesh), replicated(mesh)
-  prepare = jax.jit(run.prepare, in_shardings=by_sample, out_shardings=by_sample)
+  by_frame = frame_shardings(run.example, mesh)
+  prepare = jax.jit(run.prepare, in_shardings=by_sample, out_shardings=by_frame)
 
   def next_batch():
     local = next(run.loader)
@@ -153,7 +160,7 @@ def train(config, workdir, *, wandb=None, profile=None):
       )
       step = jax.jit(
         step,
-        in_shardings=(shardings, frozen_shardings, by_sample),
+        in_shardings=(shardings, frozen_shardings, by_frame),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
       )
