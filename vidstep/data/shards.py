@@ -49,7 +49,7 @@ def write_shards(
   batch: int,
   shard_items: int = 64,
   part: tuple[int, int] = (0, 1),
-  on_items: Callable[[int, int], None] = lambda done, made: None,
+  on_items: Callable[[int, int], None] = lambda done, total: None,
 ) -> bool:
   """Writes this process's shards of a dataset, those that are not there yet.
 
@@ -68,7 +68,8 @@ def write_shards(
     batch: items made together.
     shard_items: items in a shard.
     part: (index, count) of this process: it makes every count-th shard.
-    on_items: told (items finished, of which made just now) after each batch, and once before.
+    on_items: told (items finished, items in all) of this process, before the first batch and after
+      each; what it raises stops the run before anything is made.
 
   Returns:
     whether the dataset is complete: False as long as other processes are at work.
@@ -85,11 +86,10 @@ def write_shards(
       f"Every split needs items, not {dict(splits)}; batch={batch} and shard_items={shard_items} "
       "are at least 1."
     )
-  request = json.loads(json.dumps({**request, "splits": splits, "shard_items": shard_items}))
-  if _is_made(path, request):
+  if is_made(path, request, splits, shard_items):
     shutil.rmtree(path / UNFINISHED, ignore_errors=True)  # of a process killed at the very end
-    on_items(sum(splits.values()), 0)
     return True
+  request = _whole(request, splits, shard_items)
   meta = _begin(path, request, dict(meta))
   shards = _plan(path, name, splits, shard_items)
   mine = shards[index::count]
@@ -99,8 +99,8 @@ def write_shards(
     proto = serializer.get_tf_example(features.encode_example(example))
     return proto.SerializeToString(deterministic=True)
 
-  done = sum(shard.finished() for shard in mine)
-  on_items(done, 0)
+  done, total = sum(shard.finished() for shard in mine), sum(len(shard.items) for shard in mine)
+  on_items(done, total)
   for shard in mine:
     if shard.file.exists():
       continue
@@ -113,9 +113,23 @@ def write_shards(
         if item in missing:
           _write_item(shard.item(item), [serialize(e) for e in made.examples], made.skipped)
       done += len(missing)
-      on_items(done, len(missing))
+      on_items(done, total)
     shard.seal()
   return _finish(path, name, features, splits, shards, {**meta, "request": request})
+
+
+def is_made(path: str | Path, request: Mapping, splits: Mapping, shard_items: int) -> bool:
+  """Whether `write_shards` with these arguments has nothing left to do.
+
+  Raises:
+    FileExistsError: `path` holds a dataset that another request made.
+  """
+  path = Path(path)
+  if not (path / "dataset_info.json").exists():
+    return False
+  meta = json.loads((path / "metadata.json").read_text())
+  _same_request(path, meta.get("request", {}), _whole(request, splits, shard_items))
+  return True
 
 
 def progress(path: str | Path) -> str:
@@ -204,14 +218,6 @@ def _plan(path, name, splits, shard_items) -> list[_Shard]:
   return shards
 
 
-def _is_made(path: Path, request: dict) -> bool:
-  if not (path / "dataset_info.json").exists():
-    return False
-  meta = json.loads((path / "metadata.json").read_text())
-  _same_request(path, meta.get("request", {}), request)
-  return True
-
-
 def _begin(path: Path, request: dict, meta: dict) -> dict:
   """Opens the folder, or goes on in it; returns the metadata that it was begun with."""
   begun = path / UNFINISHED / "request.json"
@@ -223,6 +229,11 @@ def _begin(path: Path, request: dict, meta: dict) -> dict:
   there = json.loads(begun.read_text())
   _same_request(path, there["request"], request)
   return there["meta"]
+
+
+def _whole(request: Mapping, splits: Mapping, shard_items: int) -> dict:
+  """All that decides what is made, as JSON gives it back."""
+  return json.loads(json.dumps({**request, "splits": splits, "shard_items": shard_items}))
 
 
 def _same_request(path: Path, there: dict, wanted: dict) -> None:
