@@ -1,10 +1,10 @@
-"""Toy engines that all files of streaming tests share: compiled once."""
+"""Toy engines, warm, for the files of streaming tests."""
 
 import pytest
 from toy_engine import build
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def warm_engine():
   engine = build()
   engine.warmup()
@@ -22,7 +22,7 @@ def engine(warm_engine):
   assert warm_engine.compilations() == before, "something was compiled after the warm-up"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def alone():
   """An engine of one row, without overlap."""
   engine = build(sessions=1, overlap=False)

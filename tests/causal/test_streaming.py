@@ -1,6 +1,7 @@
 """The engine on a world whose network is a formula: batching, settings, actions."""
 
 import numpy as np
+import pytest
 from mutation import assert_caught
 from toy_engine import (
   CONTEXT,
@@ -12,6 +13,8 @@ from toy_engine import (
   variant,
   wiggle,
 )
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 PEOPLE = (
   {"seed": 1, "steps": 1, "window": 4},

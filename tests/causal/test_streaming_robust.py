@@ -6,6 +6,8 @@ from toy_engine import CONTEXT, build, open_session, run, wiggle
 
 from vidstep.causal import session as session_module
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def test_a_session_that_breaks_leaves_the_others_alone(engine, alone):
   good, bad = open_session(engine, seed=9), open_session(engine, seed=10)

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from toy_engine import open_session, run, settle, wiggle
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def test_a_fork_has_the_same_past_and_a_future_of_its_own(engine):
   session = open_session(engine, seed=4)

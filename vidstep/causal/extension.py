@@ -20,7 +20,7 @@ class Stream:
   Attributes:
     cache: the network's cache.
     frames: [B, n+o, H, W, C] their last frames.
-    cond: actions [B, n+o, A] and image of those, and the text of the whole video.
+    cond: actions [B, n+o, A] and image of those, text and image tokens of the whole video.
     count: int32, frames generated so far, of all videos alike; negative: not begun.
   """
 
@@ -95,7 +95,8 @@ def extension(
     anew = (stream.count < 0) | (stream.count + new > longest)
     stream = jax.lax.cond(anew, lambda: fresh(held, batch, overlap, longest), lambda: stream)
     told = _given(batch.cond, lambda a: None if a is None else a[:, n + overlap :])
-    told = told.replace(text=stream.cond.text, text_mask=stream.cond.text_mask)
+    own = stream.cond  # what a video was begun with holds for all of it
+    told = told.replace(text=own.text, text_mask=own.text_mask, image_tokens=own.image_tokens)
     noise_key, key = jax.random.split(key)
     how = {"times": times, "depth": depth, "chunk": chunk, "solver": solver, "context": context}
     noise = parts.noise_like(noise_key, batch.x0[:, overlap:])
@@ -117,5 +118,5 @@ def extension(
 
 
 def _given(cond, cut):
-  """The condition with what is given frame by frame cut, and its text."""
-  return Cond(cond.text, cond.text_mask, actions=cut(cond.actions), image=cut(cond.image))
+  """The condition with what is given frame by frame cut, and without frames themselves."""
+  return cond.replace(actions=cut(cond.actions), image=cut(cond.image), context=None, clean=None)
