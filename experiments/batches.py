@@ -40,25 +40,44 @@ def make_loader(config, split="train", batch_size=None):
 
 def text_encoder(data):
   """What turns captions into embeddings, as the section `data` of a config says; None: nothing."""
-  return _encoder(data["text_tokens"]) if data.get("text") else None
+  embeds = data.get("text") and not holds_latents(data)  # with latents it is stored embedded
+  return _encoder(data["text_tokens"]) if embeds else None
 
 
 _encoder = functools.cache(TextEncoder)
 
 
+def holds_latents(data):
+  """Whether the data set of the section `data` of a config holds latents, which need no codec."""
+  return data["codec"] in (None, "none")
+
+
 def fit_to_data(config, codec, loader):
-  """Fills in the sizes that follow from codec and data; returns prepare and the shapes it gives."""
+  """Fills in the sizes that follow from codec and data; returns prepare and the shapes it gives.
+
+  Args:
+    config: the config as a dict; None in `model` is filled in.
+    codec: the codec; None for latents.
+    loader: the data; None for latents whose sizes the config states.
+  """
   data, model = config["data"], config["model"]
-  batch, frames, context = data["batch_size"], data["frames"], data["context"]
+  frames, context = data["frames"], data["context"]
   if not 0 <= context < frames:
     raise ValueError(f"data.context={context} leaves nothing to generate of data.frames={frames}.")
-  follows = {
-    "in_channels": codec.channels,
-    "out_channels": codec.channels,
-    "action_dim": loader.num_actions,
-  }
-  for key, value in follows.items():
-    model[key] = value if model[key] is None else model[key]
+  if holds_latents(data):
+    shapes = _latent_shapes(data, model, loader)
+  else:
+    shapes = _video_shapes(data, model, codec, loader)
+  clean = config["causal"]["forcing"] == "teacher"
+  prepare = make_prepare(codec, context, actions=model["action_dim"] > 0, clean=clean)
+  return prepare, jax.eval_shape(prepare, shapes)
+
+
+def _video_shapes(data, model, codec, loader):
+  """Shapes of a batch of pixels and actions; fills in the fields of the model that follow."""
+  batch, frames = data["batch_size"], data["frames"]
+  channels = {"in_channels": codec.channels, "out_channels": codec.channels}
+  _fill(model, action_dim=loader.num_actions, **channels)
   shapes = {
     "video": jax.ShapeDtypeStruct((batch, frames, loader.size, loader.size, 3), jnp.uint8),
     "actions": jax.ShapeDtypeStruct((batch, frames, loader.num_actions), jnp.float32),
@@ -67,16 +86,49 @@ def fit_to_data(config, codec, loader):
     model["text_dim"], length = TextEncoder.dim, data["text_tokens"]
     shapes["text"] = jax.ShapeDtypeStruct((batch, length, TextEncoder.dim), jnp.float32)
     shapes["text_mask"] = jax.ShapeDtypeStruct((batch, length), bool)
-  clean = config["causal"]["forcing"] == "teacher"
-  prepare = make_prepare(codec, context, actions=model["action_dim"] > 0, clean=clean)
-  return prepare, jax.eval_shape(prepare, shapes)
+  return shapes
+
+
+def _latent_shapes(data, model, loader):
+  """Shapes of a batch of latents and text, by the data or, without any, by the config alone."""
+  if loader is not None:
+    _, *size, channels = loader.latent_shape
+    data["latent_size"] = data["latent_size"] or size
+    _fill(model, in_channels=channels, out_channels=channels)
+    stated, held = [*data["latent_size"], model["out_channels"]], [*size, channels]
+    if data["text"]:
+      _fill(model, text_dim=loader.text_shape[1])
+      stated, held = [*stated, model["text_dim"]], [*held, loader.text_shape[1]]
+    if stated != held:
+      raise ValueError(
+        f"{data['path']} holds latents (h, w, C, channels of text) {held}, not {stated}: change "
+        "data.latent_size, model.out_channels or model.text_dim."
+      )
+  _fill(model, action_dim=0)
+  needed = ("in_channels", "out_channels", *(("text_dim",) if data["text"] else ()))
+  if data["latent_size"] is None or any(model[key] is None for key in needed):
+    raise ValueError(
+      "Shapes without data follow from the config: give data.latent_size=(h, w) and "
+      f"{', '.join(f'model.{key}' for key in needed)}."
+    )
+  shape = (data["batch_size"], data["frames"], *data["latent_size"], model["out_channels"])
+  shapes = {"latents": jax.ShapeDtypeStruct(shape, jnp.float32)}
+  if data["text"]:
+    shape = (data["batch_size"], data["text_tokens"], model["text_dim"])
+    shapes["text"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+  return shapes
+
+
+def _fill(model, **values):
+  for key, value in values.items():
+    model[key] = value if model[key] is None else model[key]
 
 
 def make_prepare(codec, context, *, actions, clean=False):
   """Loader batches to objective batches.
 
   Args:
-    codec: video [B, T, H, W, 3] in [-1, 1] -> latents [B, T, h, w, C].
+    codec: video [B, T, H, W, 3] in [-1, 1] -> latents [B, T, h, w, C]; None for data of latents.
     context: number of first frames that are given clean.
     actions: whether the network is told the actions.
     clean: whether the condition holds the clean video, for teacher forcing.
@@ -84,11 +136,14 @@ def make_prepare(codec, context, *, actions, clean=False):
   Returns:
     prepare({"video": uint8 [B, T, H, W, 3], "actions": [B, T, A]}) -> `Batch` with x0 the frames
     after the context, cond.context those before, cond.actions of all T frames; "text" and
-    "text_mask" of the batch, if it has them, are the condition's.
+    "text_mask" of the batch, if it has them, are the condition's. {"latents": [B, T, h, w, C]}
+    instead of video pass through.
   """
 
   def prepare(batch):
-    latents = codec.encode(batch["video"].astype(jnp.float32) / 127.5 - 1)
+    latents = batch.get("latents")
+    if latents is None:
+      latents = codec.encode(batch["video"].astype(jnp.float32) / 127.5 - 1)
     x0 = latents[:, context:]
     cond = Cond(
       text=batch.get("text"),

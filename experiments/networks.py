@@ -33,9 +33,21 @@ def overridden(config, role, section):
   return config[section] | {key: value for key, value in own.items() if value is not None}
 
 
-def make_model(config, role, mesh=None):
-  """The network of a role: the config's `model` with the role's own changes, on its mesh."""
+def make_model(config, role, mesh=None, *, of=None):
+  """The network of a role: the config's `model` with the role's own changes.
+
+  Args:
+    config: the config as a dict.
+    role: name of the network in it.
+    mesh: the devices that share its work; None for one.
+    of: reference to the run that a frozen network comes from: it is what it is there, but for the
+      changes of nets.<role>.model.
+  """
   fields = overridden(config, role, "model")
+  if of is not None:
+    changes = config["nets"][role].get("model", {})
+    there = overridden(read_config(of), parse_reference(of)[1], "model")
+    fields = there | {key: value for key, value in changes.items() if value is not None}
   dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
   if fields["dtype"] not in dtypes:
     raise ValueError(f"model.dtype={fields['dtype']!r}: choose one of {sorted(dtypes)}.")

@@ -35,6 +35,7 @@ from experiments import setup as build
 from experiments.batches import sample_batch
 from experiments.drawing import make_sample_fn
 from experiments.fingerprint import fingerprint
+from experiments.frozen import load_frozen
 from vidstep.parallel import processes
 from vidstep.parallel.mesh import AXES, make_mesh
 from vidstep.parallel.sharding import (
@@ -136,11 +137,10 @@ def train(config, workdir, *, wandb=None, profile=None):
     run.loader.restore(meta["loader"])
     say(f"resuming {workdir} at step {int(state.step)}")
   else:
-    init = jax.jit(run.init, out_shardings=shardings)
-    state = init(key, build.load_initial(run))
-  frozen = build.load_frozen(run)
-  frozen_shardings = spread(frozen)
-  frozen = processes.place(frozen, frozen_shardings)
+    init = jax.jit(run.init, out_shardings=shardings, donate_argnums=1)
+    state = init(key, build.load_initial(run, spread))
+  frozen = load_frozen(run, spread)
+  frozen_shardings = jax.tree.map(lambda x: x.sharding, frozen)
   start, stop = int(state.step), settings["steps"]
   if lead:
     (workdir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -156,7 +156,12 @@ def train(config, workdir, *, wandb=None, profile=None):
   def step_for(roles):
     if roles not in compiled:
       step = make_step(
-        objective, run.optimizers, run.emas, roles, accumulate=settings["accumulate"]
+        objective,
+        run.optimizers,
+        run.emas,
+        roles,
+        accumulate=settings["accumulate"],
+        adapters=run.adapters,
       )
       step = jax.jit(
         step,
@@ -180,7 +185,7 @@ def train(config, workdir, *, wandb=None, profile=None):
 
   def look(step):
     """What a probe of the samples measures; their picture at every sample_every-th step."""
-    params = all_networks(state, frozen)[f"{objective.roles[0]}.ema"]
+    params = all_networks(state, frozen, run.adapters)[f"{objective.roles[0]}.ema"]
     videos = jax.device_get(draw(params, shown, key))
     real, drawn = (x.reshape(seeds, -1, *x.shape[1:]) for x in videos)
     if due(step, settings["sample_every"]) and lead:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.doom import objective as doom
-from experiments import networks, reproduce, setup, tables
+from experiments import frozen, networks, reproduce, setup, tables
 from experiments.tables import bench, objectives, pictures, videos
 from experiments.tables.scm_vs_dcm import updates_to
 from experiments.tables.table import Claim, Column, Table, fill, interval, judge, results_of
@@ -200,9 +200,8 @@ def test_every_doom_config_builds(label, size, monkeypatch):
     config.model.update(in_channels=3, out_channels=3, action_dim=4)
     return config.to_dict()
 
-  monkeypatch.setattr(setup, "resolve_reference", lambda reference: reference)
-  for module in (setup, networks):
-    monkeypatch.setattr(module, "read_config", read)
+  monkeypatch.setattr(frozen, "resolve_reference", lambda reference: reference)
+  monkeypatch.setattr(networks, "read_config", read)
   config = doom.get_config(f"{label},{size}")
   config.data.update(here)
   built = setup.build(config)

@@ -16,11 +16,14 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
 from vidstep.training.checksum import checksum
 from vidstep.training.compare import config_changes, first_mismatch
+from vidstep.training.lora import parse_lora
+from vidstep.training.pretrained import is_pretrained, load_pretrained, parse_pretrained
 from vidstep.training.state import Net
 
 FORMAT = 1
@@ -137,7 +140,7 @@ def load_network(reference, *, like=None):
       it are restored onto. Without them everything comes to the first device.
 
   Returns:
-    (config dict of that run, params).
+    (config dict of that run, params). Low-rank factors come merged into their base.
 
   Raises:
     FileNotFoundError: if there is no such run, checkpoint or role.
@@ -153,11 +156,52 @@ def load_network(reference, *, like=None):
     )
   # A role trained without an average answers with its weights, as it does in training.
   name = f"{role}.ema" if ema and meta["roles"][role] else f"{role}.params"
+  config, net = meta["config"], meta["config"].get("nets", {}).get(role, {})
+  lora = parse_lora(net.get("lora"))
   try:
-    params = _read_part(folder, name, like, meta)
+    if lora is None:
+      return config, _cast(_read_part(folder, name, _float32(like), meta), like)
+    factors = jax.device_get(_read_part(folder, name, None, meta))
   except _Damaged as reason:
     raise ValueError(f"{reference}: {reason}.") from reason
-  return meta["config"], params
+  base = load_base(meta, role, like=like)
+  whole = jax.jit(lora.merge, out_shardings=jax.tree.map(lambda x: x.sharding, base))
+  return config, _cast(whole(base, factors), like)
+
+
+def load_base(meta, role, *, like=None):
+  """The frozen network under a role's low-rank factors, in the dtype that they were trained with.
+
+  Args:
+    meta: of the checkpoint.
+    role: name of the role.
+    like: see `load_network`; its dtypes are not read.
+  """
+  config = meta["config"]
+  net = config["nets"][role]
+  dtype = jnp.dtype(net.get("param_dtype") or "float32")
+  if like is not None:
+    like = jax.tree.map(lambda x: x.update(dtype=dtype), _target(like))
+  scan = (net.get("model") or {}).get("scan")
+  params = load_params(
+    meta["references"][f"{role}.base"],
+    like=like,
+    scan=config["model"]["scan"] if scan is None else scan,
+  )
+  return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def load_params(reference, *, like=None, scan=False):
+  """Weights by any reference: those of a run, as `load_network`, or of a public network.
+
+  Args:
+    reference: "workdir:role:ema", or "wan:...", see `load_pretrained`.
+    like: see `load_network`; dtypes are its own.
+    scan: of a public network, whether its blocks shall be stacked.
+  """
+  if is_pretrained(reference):
+    return load_pretrained(reference, like=like, scan=scan)
+  return load_network(reference, like=like)[1]
 
 
 def read_config(reference):
@@ -172,9 +216,14 @@ def read_config(reference):
 def resolve_reference(reference):
   """The same reference with the step that it means now: "workdir:role:ema@500".
 
+  That of a public network stays as it is: its weights are taken not to change.
+
   Raises:
     FileNotFoundError, ValueError: as `load_network`.
   """
+  if is_pretrained(reference):
+    parse_pretrained(reference)
+    return reference
   workdir, role, ema, _ = parse_reference(reference)
   folder, _ = _find(reference)
   return f"{workdir}:{role}{':ema' if ema else ''}@{folder.name}"
@@ -186,6 +235,8 @@ def parse_reference(reference):
   Raises:
     ValueError: for anything else.
   """
+  if is_pretrained(reference):
+    raise ValueError(f"{reference} is a public network, which has no run: name one of a workdir.")
   head, at, step = reference.rpartition("@")
   if not (at and step.isdigit()):
     head, step = reference, None
@@ -292,6 +343,18 @@ def _target(like):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
   return jax.tree.map(struct, like)
+
+
+def _float32(like):
+  """The same shapes as they are on disk, where weights are float32."""
+  if like is None:
+    return None
+  return jax.tree.map(lambda x: x.update(dtype=jnp.float32), _target(like))
+
+
+def _cast(params, like):
+  """The parameters in the dtypes of `like`, if it is given."""
+  return params if like is None else jax.tree.map(lambda x, y: x.astype(y.dtype), params, like)
 
 
 def _read_meta(folder):

@@ -31,7 +31,7 @@ def config_changes(old, new):
     "objective": c.get("objective"),
     "causal": c.get("causal"),
     "nets": {
-      name: {"model": net.get("model"), "causal": net.get("causal")}
+      name: {key: net.get(key) for key in ("model", "causal", "lora", "param_dtype")}
       for name, net in (c.get("nets") or {}).items()
     },
   }

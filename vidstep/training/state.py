@@ -61,13 +61,25 @@ def init_state(params, optimizers, emas, aux, key):
   return State(jnp.int32(0), nets, aux, key)
 
 
-def all_networks(state, frozen):
+def all_networks(state, frozen, adapters=None):
   """What an objective may look at, by name: roles, `role.ema` and frozen networks.
 
   A role without EMA answers to `role.ema` with its current weights (an EMA of decay 0).
+
+  Args:
+    state: a `State`.
+    frozen: name -> weights of frozen networks.
+    adapters: role -> (trained weights, frozen) -> weights of its network, of the roles that train
+      something else than their network: low-rank factors.
   """
   nets = dict(frozen)
   for role, net in state.nets.items():
-    nets[role] = net.params
-    nets[f"{role}.ema"] = net.params if net.ema is None else net.ema
+    nets[role] = whole(role, net.params, frozen, adapters)
+    nets[f"{role}.ema"] = nets[role] if net.ema is None else whole(role, net.ema, frozen, adapters)
   return nets
+
+
+def whole(role, weights, frozen, adapters):
+  """The network of a role from what is trained of it; `adapters` as in `all_networks`."""
+  adapt = (adapters or {}).get(role)
+  return weights if adapt is None else adapt(weights, frozen)

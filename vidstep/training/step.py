@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vidstep.training.state import all_networks
+from vidstep.training.state import all_networks, whole
 
 
-def make_step(objective, optimizers, emas, roles, *, accumulate=1):
+def make_step(objective, optimizers, emas, roles, *, accumulate=1, adapters=None):
   """Builds the step that updates `roles`; compile one for each set of due roles.
 
   Every role sees the networks as they were when the step began, so the order of roles matters only
@@ -26,6 +26,8 @@ def make_step(objective, optimizers, emas, roles, *, accumulate=1):
     emas: role -> EMA decay function, or None.
     roles: the roles to update, a subset of `objective.roles`.
     accumulate: number of microbatches.
+    adapters: role -> (trained weights, frozen) -> weights of its network, see `all_networks`: the
+      objective sees networks, gradients are those of what is trained.
 
   Returns:
     step(state, frozen, batch) -> (state, metrics); `frozen` maps names to the weights of frozen
@@ -40,13 +42,17 @@ def make_step(objective, optimizers, emas, roles, *, accumulate=1):
     raise ValueError(f"Roles to update {tuple(roles)} must be among {tuple(objective.roles)}.")
 
   def step(state, frozen, batch):
-    nets = all_networks(state, frozen)
+    nets = all_networks(state, frozen, adapters)
     key = jax.random.fold_in(state.key, state.step)
     updated, metrics, aux = dict(state.nets), {}, state.aux
     for role in roles:
       role_key = jax.random.fold_in(key, objective.roles.index(role))
+
+      def loss(trainable, *rest, role=role):
+        return objective.loss[role](whole(role, trainable, frozen, adapters), nets, *rest)
+
       grads, seen, aux = _gradients(
-        objective.loss[role], nets, role, aux, batch, role_key, state.step, accumulate
+        loss, state.nets[role].params, aux, batch, role_key, state.step, accumulate
       )
       seen["grad_norm"] = optax.tree.norm(grads)
       seen["lr"] = optimizers[role].lr(state.nets[role].count)
@@ -61,15 +67,15 @@ def make_step(objective, optimizers, emas, roles, *, accumulate=1):
   return step
 
 
-def _gradients(loss, nets, role, aux, batch, key, step, accumulate):
+def _gradients(loss, weights, aux, batch, key, step, accumulate):
   """Mean gradient of `loss` in the role's own weights, metrics (with "loss") and new aux."""
 
   def one(aux, batch, key):
     def scalar(trainable):
-      value, (metrics, new_aux) = loss(trainable, nets, aux, batch, key, step)
+      value, (metrics, new_aux) = loss(trainable, aux, batch, key, step)
       return value, (dict(metrics) | {"loss": value}, new_aux)
 
-    grads, (metrics, aux) = jax.grad(scalar, has_aux=True)(nets[role])
+    grads, (metrics, aux) = jax.grad(scalar, has_aux=True)(weights)
     return grads, metrics, aux
 
   if accumulate == 1:
@@ -82,7 +88,7 @@ def _gradients(loss, nets, role, aux, batch, key, step, accumulate):
     return (jax.tree.map(jnp.add, total, grads), aux), metrics
 
   parts = jax.tree.map(lambda x: _microbatches(x, accumulate), batch)
-  zeros = jax.tree.map(jnp.zeros_like, nets[role])
+  zeros = jax.tree.map(jnp.zeros_like, weights)
   (total, aux), metrics = jax.lax.scan(body, (zeros, aux), (jnp.arange(accumulate), parts))
   mean = lambda x: x / accumulate
   return jax.tree.map(mean, total), jax.tree.map(lambda x: jnp.mean(x, 0), metrics), aux
