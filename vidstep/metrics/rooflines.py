@@ -40,12 +40,12 @@ class Roofline:
 
 
 def roofline(flops: float, traffic: Traffic, machine: Machine) -> Roofline:
-  """Times of a program of so many operations on one device, and of that device's traffic.
+  """Times of a program of so many operations on one device, and of its traffic.
 
-      compute = flops / peak    memory = bytes / bandwidth    links, network = bytes sent / bandwidth
+      compute = flops / peak   memory = bytes / bandwidth   links, network = sent / bandwidth
 
-  Bytes sent go out over all of a device's links at once; a mesh axis laid along one axis of a torus
-  has a part of them.
+  Bytes sent go out over all links of a device at once: a mesh axis that lies along one axis of a
+  torus has but a part of them.
 
   Args:
     flops: of one device.
