@@ -9,7 +9,7 @@ import pytest
 from mutation import assert_caught, mutant
 
 from vidstep import samplers, solvers
-from vidstep.samplers import guided, nfe, sample, timestep_list, timesteps
+from vidstep.samplers import guided, nfe, sample, stages, timestep_list, timesteps
 
 MEAN, STD = 0.7, 0.5
 DETERMINISTIC = [
@@ -274,6 +274,18 @@ def test_a_sampler_is_one_scan_with_one_network_in_it(solver, key):
   program = str(jax.make_jaxpr(run)(jnp.ones((2, 3), jnp.float32)))
   assert program.count("scan[") == 1
   assert program.count(" tanh ") == 1
+
+
+@pytest.mark.parametrize("solver", sorted(samplers.SOLVERS))
+def test_stages_one_by_one_are_the_whole(solver, key):
+  network = lambda x, t, s=None: jnp.tanh(x) * t[:, None] + (0 if s is None else s[:, None])
+  times, x = timesteps(3, shift=3.0), jnp.linspace(-2, 2, 6).reshape(2, 3)
+  run = stages(network, times, solver=solver, key=key)
+  step, carry = jax.jit(run.step), run.start(x)
+  for i in range(len(run.rows[0])):
+    carry = step(carry, run.row(i))
+  want = sample(network, x, times, solver=solver, key=key)
+  np.testing.assert_allclose(run.end(carry), want, atol=1e-6)
 
 
 def test_networks_see_their_own_dtype_and_exact_float32_times():

@@ -5,6 +5,8 @@ loop that reads it.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -134,16 +136,60 @@ def sample(velocity, x, times, *, solver="euler", key=None):
   Raises:
     ValueError: for an unknown solver, unusable times or a missing key.
   """
+  run = stages(velocity, times, solver=solver, key=key, dtype=x.dtype)
+  carry, _ = jax.lax.scan(lambda carry, row: (run.step(carry, row), None), run.start(x), run.rows)
+  return run.end(carry)
+
+
+class Stages(NamedTuple):
+  """`sample` taken apart: `end(step(.. step(start(x), rows[0]) .., rows[-1]))`.
+
+  Attributes:
+    start: x -> carry.
+    step: (carry, row) -> carry, one network call.
+    end: carry -> x.
+    rows: a pytree of arrays whose leading axis is that of the network calls.
+  """
+
+  start: Callable
+  step: Callable
+  end: Callable
+  rows: Any
+
+  def row(self, index):
+    """What call number `index` is given."""
+    return jax.tree.map(lambda a: a[index], self.rows)
+
+
+def stages(velocity, times, *, solver="euler", key=None, dtype=jnp.float32):
+  """The network calls of `sample` one by one, for whoever wants to look in between.
+
+  Args:
+    velocity: as in `sample`.
+    times: as in `sample`.
+    solver: as in `sample`.
+    key: as in `sample`.
+    dtype: of the state.
+
+  Returns:
+    `Stages`.
+
+  Raises:
+    ValueError: as `sample`.
+  """
   plan = _plan(solver, times)
   noisy = solver in STOCHASTIC
   if noisy and key is None:
     raise ValueError(f"Solver {solver!r} adds fresh noise: pass key=jax.random.key(...).")
-  dtype = x.dtype
   wide = wider(dtype, jnp.float32)
-
   remembers = plan.base.any()
 
-  def stage(carry, row):
+  def start(x):
+    x = x.astype(wide)
+    empty = jnp.zeros_like(x)
+    return x, empty if remembers else None, (empty,) * (plan.state.shape[1] - M - 1)
+
+  def step(carry, row):
     x, base, history = carry
     index, t, to_state, to_base, end = row
     shared = lambda t: jnp.full(x.shape[:1], t)
@@ -156,15 +202,11 @@ def sample(velocity, x, times, *, solver="euler", key=None):
 
     state = combine(to_state, plan.state)
     base = combine(to_base, plan.base) if remembers else None
-    return (state, base, registers[M:-1]), None
+    return state, base, registers[M:-1]
 
-  start = x.astype(wide)
-  empty = jnp.zeros_like(start)
-  carry = (start, empty if remembers else None, (empty,) * (plan.state.shape[1] - M - 1))
   ends = {"s": jnp.asarray(np.asarray(times)[1:], wide)} if solver in TWO_TIMES else {}
   rows = (np.arange(len(plan.times)), *(jnp.asarray(table, wide) for table in plan), ends)
-  (x, _, _), _ = jax.lax.scan(stage, carry, rows)
-  return x.astype(dtype)
+  return Stages(start, step, lambda carry: carry[0].astype(dtype), rows)
 
 
 def guided(velocity_cond, velocity_uncond, w):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import FunctionType
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from vidstep.io.clip_names import clip_rules, clip_tensors
 from vidstep.io.configs import check_config, read_config, vae_fields
 from vidstep.io.dit_names import dit_fields, dit_rules, dit_tensors, unwrap
 from vidstep.io.files import find
-from vidstep.io.rules import load_params
+from vidstep.io.rules import flatten, load_params, unflatten
 from vidstep.io.tensors import open_tensors
 from vidstep.io.text_names import umt5_name, umt5_rules
 from vidstep.io.tiny_names import tiny_rules, tiny_tensors
@@ -44,7 +45,8 @@ def load_wan(
     shard: tree of `ShapeDtypeStruct` -> tree of shardings, such as
       `lambda like: state_sharding(like, mesh)`. Every device then reads its own part of each
       tensor. Without it everything comes to the first device.
-    param_dtype: dtype of the parameters, whatever that of the file.
+    param_dtype: dtype of the parameters, whatever that of the file; or a function of a parameter's
+      path, "blocks/ffn_in/kernel", that says it.
     role: of a checkpoint with several networks, the one to take; see `dit_names.unwrap`.
     **fields: fields of the module that are not the checkpoint's: `dtype`, `scan`, `attention`, ..
 
@@ -95,8 +97,10 @@ def from_tensors(
     ValueError, NotImplementedError: as `load_wan`.
   """
   model, init, tensors, rules = PARTS[part](tensors, config or {}, role, fields)
-  like = jax.eval_shape(init)["params"]
-  like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, param_dtype), like)
+  given = param_dtype if isinstance(param_dtype, FunctionType) else lambda path: param_dtype
+  like = flatten(jax.eval_shape(init)["params"])
+  like = {path: jax.ShapeDtypeStruct(a.shape, given(path)) for path, a in like.items()}
+  like = unflatten(like)
   if shard is not None:
     put = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
     like = jax.tree.map(put, like, shard(like))

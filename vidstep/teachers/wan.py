@@ -112,6 +112,7 @@ def open_wan(
   path,
   *,
   dtype=jnp.bfloat16,
+  vae_dtype=jnp.float32,
   shard: Callable | None = None,
   lora=None,
   transformer=None,
@@ -122,7 +123,8 @@ def open_wan(
   Args:
     path: a name in `vidstep.models.releases.WAN`, which is fetched from the hub; "owner/name" of
       another repository; or a folder (a diffusers pipeline or the original release).
-    dtype: of parameters and of computing.
+    dtype: of matrices and of computing. Norms, biases, modulation and what makes it stay float32.
+    vae_dtype: of the VAE, and of the tiny decoder; the release computes its VAE in float32.
     shard: tree of `ShapeDtypeStruct` -> tree of shardings, for every network; see `load_wan`.
     lora: file with low-rank factors, or (file, weight): merged into the transformer.
     transformer: another file or folder for the transformer, such as a distilled student.
@@ -137,9 +139,10 @@ def open_wan(
   """
   name = str(path)
   place = WAN[name].repository if name in WAN else path
-  load = functools.partial(load_wan, shard=shard, param_dtype=dtype, dtype=dtype)
-  vae, vae_params = load(place, "vae")
-  decoder = (vae, vae_params) if tiny_decoder is None else load(tiny_decoder, "tiny_decoder")
+  load = functools.partial(load_wan, shard=shard, param_dtype=_kinds(dtype), dtype=dtype)
+  pixels = functools.partial(load, param_dtype=_kinds(vae_dtype), dtype=vae_dtype)
+  vae, vae_params = pixels(place, "vae")
+  decoder = (vae, vae_params) if tiny_decoder is None else pixels(tiny_decoder, "tiny_decoder")
   model, params = load(place if transformer is None else transformer, scan=True)
   image = None
   if model.image_dim is not None:
@@ -153,24 +156,32 @@ def open_wan(
   return Wan(name, model, params, vae, vae_params, *decoder, release, text, image)
 
 
+def _kinds(dtype):
+  """Dtype of a parameter: large ones are `dtype`; the rest is small, and computed in float32."""
+
+  def kind(path):
+    small = path.startswith("time_") or path.rpartition("/")[2] not in ("kernel", "embed")
+    return jnp.float32 if small else dtype
+
+  return kind
+
+
 def _release(place, model) -> Release:
   """The release of a folder: a known one by its numbers, or what its own files say."""
-  scheduler, tokenizer = (
-    _config(place, part, file)
-    for part, file in (
-      ("scheduler", "scheduler_config.json"),
-      ("tokenizer", "tokenizer_config.json"),
-    )
-  )
-  shift = scheduler.get("flow_shift", 5.0)
+  shift = _config(place, "scheduler", "scheduler_config.json").get("flow_shift", 5.0)
   alike = [r for r in WAN.values() if all(getattr(model, k) == v for k, v in r.fields.items())]
   if alike:  # image to video was released twice, for two sizes: they differ in their shift
     return next((r for r in alike if r.shift == shift), alike[0])
   given = ("patch", "in_channels", "out_channels", "text_dim", "dim", "heads", "depth", "ffn_dim")
   given += ("image_dim", "image_tokens") if model.image_dim is not None else ()
-  length = min(512, tokenizer.get("model_max_length", 512))
   fields = {name: getattr(model, name) for name in given}
-  return Release(str(place), fields, shift=shift, text_tokens=length)
+  return Release(str(place), fields, shift=shift, text_tokens=prompt_length(place))
+
+
+def prompt_length(place) -> int:
+  """Tokens of a prompt, as the tokenizer's files say; 512 if they say nothing."""
+  tokenizer = _config(place, "tokenizer", "tokenizer_config.json")
+  return min(512, tokenizer.get("model_max_length", 512))
 
 
 def _config(place, part, file) -> dict:
