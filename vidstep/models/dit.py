@@ -128,13 +128,15 @@ class VideoDiT(nn.Module):
     linear = partial(Linear, apart=place is not None)
     h = linear(self.dim, self.dtype, name="patch_embed")(h)
 
-    temb = self._time_embedding(t, s, cond.actions, x.shape, stat)
+    lay = place or (lambda a, **_: a)
+    temb = lay(self._time_embedding(t, s, cond.actions, x.shape, stat))
     mod = Linear(6 * self.dim, stat, zeros, name="time_proj")(nn.silu(temb))
-    mod = mod.reshape(*temb.shape[:2], 6, self.dim)
+    mod = lay(mod.reshape(*temb.shape[:2], 6, self.dim))
     text, text_mask = self._text(cond, b, cache)
-    text = text, self._image(cond, cache)
+    text = jax.tree.map(partial(lay, frames=False), (text, self._image(cond, cache)))
 
     h, features, keys = self._blocks(h, mod, text, text_mask, layout, (rows, columns), cache)
+    h = lay(h)
 
     table = self.param("head_modulation", zeros, (2, self.dim)).astype(stat)
     shift, scale = ((temb + table[i][None, None])[:, :, None] for i in range(2))

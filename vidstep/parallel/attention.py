@@ -102,15 +102,17 @@ class ShardedAttention:
     """The same for calls of a few samples, whole on every device: only heads are shared."""
     return dataclasses.replace(self, batch=(), sequence=None)
 
-  def place(self, x: jax.Array) -> jax.Array:
-    """Says where the tokens of a network lie: samples and frames on their devices, channels whole.
+  def place(self, x: jax.Array, *, frames: bool = True) -> jax.Array:
+    """Says where activations lie: samples and frames on their devices, channels whole.
 
-    Without it the partitioner may gather them all between two calls of attention.
+    Without it the partitioner may gather them all between two calls of attention, or cut channels
+    as it finds weights cut.
 
     Args:
-      x: [B, F, S, C] tokens, S of each frame. Frames that do not divide stay together.
+      x: [B, F, ...]. Frames that do not divide stay together.
+      frames: False for [B, L, ...] without frames, such as text: all devices read it.
     """
-    sequence = self.sequence if x.shape[1] % self.shards == 0 else None
+    sequence = self.sequence if frames and x.shape[1] % self.shards == 0 else None
     place = NamedSharding(self.mesh, P(self.batch, sequence))
     return jax.lax.with_sharding_constraint(x, place)
 
