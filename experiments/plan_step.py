@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import math
+import pathlib
 import re
 import resource
 import time
@@ -34,20 +35,22 @@ from vidstep.parallel.topology import devices_of
 from vidstep.training.step import make_step
 
 CONFIG = shared.define_config()
-MACHINE = flags.DEFINE_string("machine", None, "Where the step shall run: v5p-128, h200-8, ...")
+MACHINE = flags.DEFINE_string("machine", "v5p-128", "Where the step shall run.")
+HLO = flags.DEFINE_string("hlo", None, "Folder where the compiled programs are kept as text.")
 
 
 def main(argv):
   del argv
-  print(json.dumps(plan_step(CONFIG.value, MACHINE.value)))
+  print(json.dumps(plan_step(CONFIG.value, MACHINE.value, hlo=HLO.value)))
 
 
-def plan_step(config, machine):
+def plan_step(config, machine, *, hlo=None):
   """Compiles every kind of step that a run of the config alternates between.
 
   Args:
     config: a `ConfigDict`; neither its data nor the runs it starts from are opened.
     machine: a name of `vidstep.metrics.machines`.
+    hlo: folder where the compiled programs are kept as text, step_<roles>.txt.
 
   Returns:
     A dict, see `docs/plan.md`: what lies on one device, and for each kind of step what the compiler
@@ -76,7 +79,8 @@ def plan_step(config, machine):
         "model_flops": useful.total / mesh.size,
         "notes": sorted(flops.notes),
       }
-      steps.append(step | compiled(lowered, step, machine))
+      keep = pathlib.Path(hlo) / f"step_{'_'.join(roles)}.txt" if hlo else None
+      steps.append(step | compiled(lowered, step, machine, keep))
       step["compile_seconds"] = time.perf_counter() - begin
   return {
     "machine": machine.name,
@@ -169,8 +173,8 @@ def kinds_of(run):
   return {roles: due.count(roles) / len(due) for roles in dict.fromkeys(due)}
 
 
-def compiled(lower, step, machine):
-  """Memory, traffic and least time by the compiler, or why it refuses."""
+def compiled(lower, step, machine, keep=None):
+  """Memory, traffic and least time by the compiler, or why it refuses; `keep`: file for the HLO."""
   try:
     program = lower().compile()
   except jax.errors.JaxRuntimeError as error:
@@ -183,7 +187,11 @@ def compiled(lower, step, machine):
     + memory.temp_size_in_bytes
     + memory.generated_code_size_in_bytes
   )
-  traffic = read_traffic(program.as_text(), devices=machine.devices, node=machine.node)
+  text = program.as_text()
+  if keep is not None:
+    keep.parent.mkdir(parents=True, exist_ok=True)
+    keep.write_text(text)
+  traffic = read_traffic(text, devices=machine.devices, node=machine.node)
   line = roofline(step["flops"], traffic, machine)
   return {
     "fits": bool(total <= machine.chip.memory),

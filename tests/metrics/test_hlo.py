@@ -89,6 +89,12 @@ def test_devices_that_meet_are_read_in_every_way_of_writing_them():
   assert groups("replica_groups={{0,1},{2,3}}, x={}") == [[0, 1], [2, 3]]
   assert groups("replica_groups=[4,2]<=[8]") == [[0, 1], [2, 3], [4, 5], [6, 7]]
   assert groups("replica_groups=[4,2]<=[2,4]T(1,0), y") == [[0, 4], [1, 5], [2, 6], [3, 7]]
+  named = "replica_groups=mesh['a'=2,'b'=4] {%s}, dimensions={0}"
+  assert groups(named % "'b'") == [[0, 1, 2, 3], [4, 5, 6, 7]]
+  assert groups(named % "'a'") == [[0, 4], [1, 5], [2, 6], [3, 7]]
+  assert groups(named % "'a','b'") == [list(range(8))]
+  assert groups(named % "'b':(1)2") == [[0, 2], [1, 3], [4, 6], [5, 7]]
+  assert groups(named % "'b':(2)2") == [[0, 1], [2, 3], [4, 5], [6, 7]]
   assert groups("source_target_pairs={{0,1},{1,0}}") == [[0, 1], [1, 0]]
   assert groups("replica_groups={}") == groups("") == [list(range(8))]
 
@@ -167,6 +173,32 @@ def test_a_loop_over_layers_reads_one_layer_at_a_time():
     ("return int(bounds[0]) if", "return None if"),
   ]:
     assert_caught(check_layers, mutant(hlo, old, new))
+
+
+SCATTER = """
+%all-reduce-scatter (p: f32[8,96]) -> f32[8,32] {
+  %p = f32[8,96]{1,0} parameter(0)
+  %zero = f32[] constant(0)
+  %padded = f32[8,128]{1,0} pad(%p, %zero), padding=0_0x0_32
+  %sum = f32[8,128]{1,0} all-reduce(%padded), replica_groups={{0,1,2,3}}, to_apply=%add
+  %at = u32[] partition-id()
+  ROOT %own = f32[8,32]{1,0} dynamic-slice(%sum, %at, %at), dynamic_slice_sizes={8,32}
+}
+
+ENTRY %main (x: f32[8,96]) -> f32[8,32] {
+  %x = f32[8,96]{1,0} parameter(0)
+  ROOT %part = f32[8,32]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+
+
+def check_scatter(reader):
+  assert reader.read_traffic(SCATTER, devices=4).sent == {"reduce-scatter": 3 / 4 * 4 * 8 * 128}
+
+
+def test_a_sum_of_which_each_keeps_its_part_is_a_reduce_scatter():
+  check_scatter(hlo)
+  assert_caught(check_scatter, mutant(hlo, 'kind = "reduce-scatter"', "pass"))
 
 
 def test_a_loop_of_unknown_length_is_said():

@@ -192,6 +192,8 @@ class _Reader:
     if at.opcode == "async-start":
       return self.traffic(called("calls")[0])
     kind = at.opcode.removesuffix("-start")
+    if kind == "all-reduce" and _scattered(at, body):
+      kind = "reduce-scatter"
     return self._collective(kind, at, body) if kind in KINDS else Traffic()
 
   def _trips(self, at, condition):
@@ -225,6 +227,8 @@ class _Reader:
     """The devices that meet: lists of their numbers; sender and receiver for a permute."""
     if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes):
       return [[int(n) for n in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", attributes):
+      return _along(mesh[1], mesh[2])
     if iota := re.search(
       r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
     ):
@@ -251,6 +255,39 @@ class _Reader:
     if at.opcode.endswith("-start"):  # its result is a tuple that names its operands again
       return 2 * sum(map(size, operands))
     return size(at.shape) + sum(map(size, operands))
+
+
+def _along(mesh, axes):
+  """Groups along axes of a mesh, "'a'=2,'b'=4" and "'b'"; parts of an axis are "'b':(1)2".
+
+  Numbers go through the mesh row by row. A part ":(m)n" of an axis is n of its devices, m x (n x
+  rest) being how the axis is cut.
+  """
+  sizes, names = [], []
+  chosen = {name: (m, n) for name, m, n in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
+  for name, size in re.findall(r"'([^']+)'=(\d+)", mesh):
+    before, part = chosen.get(name, ("", ""))
+    if part:
+      before, part = int(before), int(part)
+      cut = [(before, False), (part, True), (int(size) // before // part, False)]
+    else:
+      cut = [(int(size), name in chosen)]
+    sizes += [length for length, _ in cut]
+    names += [taken for _, taken in cut]
+  order = [i for i, taken in enumerate(names) if not taken]
+  order += [i for i, taken in enumerate(names) if taken]
+  length = math.prod(n for n, taken in zip(sizes, names, strict=True) if taken)
+  numbers = np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
+  return numbers.reshape(-1, length).tolist()
+
+
+def _scattered(at, body):
+  """Whether all that is read of a sum is the device's own part: a reduce-scatter, as TPUs write it.
+
+  There it is a fusion of its own, an all-reduce under a dynamic slice.
+  """
+  users = list(_users(at.name, body))
+  return bool(users) and all(user.root and user.opcode == "dynamic-slice" for user in users)
 
 
 def _read(at, inner, shapes):
