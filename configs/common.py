@@ -151,7 +151,8 @@ def net(
     causal: whether it is causal. None: a student is what `causal` says, a frozen network what it
       was trained as, any other sees the whole clip.
     lora: keys of `lora()`: train low-rank factors on top of `init`, which is then a frozen network.
-    param_dtype: "bfloat16" to keep a frozen network, or the base of factors, in half the memory.
+    param_dtype: "bfloat16" to keep the matrices of a frozen network, or of the base of factors, in
+      half the memory.
   """
   config = ConfigDict()
   config.init = placeholder(str)

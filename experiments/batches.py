@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from vidstep import losses
-from vidstep.data.loader import Loader
+from vidstep.data import latents
+from vidstep.data.loader import Loader, data_info
 from vidstep.models.cond import Cond
 from vidstep.models.text import TextEncoder
 
@@ -35,6 +36,7 @@ def make_loader(config, split="train", batch_size=None):
     seed=config["seed"],
     shard=(jax.process_index(), count),
     embed=text_encoder(data),
+    text_tokens=data["text_tokens"] if holds_latents(data) else None,
   )
 
 
@@ -49,7 +51,9 @@ _encoder = functools.cache(TextEncoder)
 
 def holds_latents(data):
   """Whether the data set of the section `data` of a config holds latents, which need no codec."""
-  return data["codec"] in (None, "none")
+  if data["codec"] in (None, "none"):
+    return True
+  return data["codec"] == "pixel" and latents.is_dataset(data["path"])
 
 
 def fit_to_data(config, codec, loader):
@@ -75,6 +79,8 @@ def fit_to_data(config, codec, loader):
 
 def _video_shapes(data, model, codec, loader):
   """Shapes of a batch of pixels and actions; fills in the fields of the model that follow."""
+  if loader.size is None:
+    raise ValueError(f"{data['path']} holds latents: set data.codec to none, not {data['codec']}.")
   batch, frames = data["batch_size"], data["frames"]
   channels = {"in_channels": codec.channels, "out_channels": codec.channels}
   _fill(model, action_dim=loader.num_actions, **channels)
@@ -91,32 +97,45 @@ def _video_shapes(data, model, codec, loader):
 
 def _latent_shapes(data, model, loader):
   """Shapes of a batch of latents and text, by the data or, without any, by the config alone."""
+  if not data["text"]:
+    raise ValueError("Latents come with their text: set data.text to True.")
   if loader is not None:
-    _, *size, channels = loader.latent_shape
+    _check_latents(data, loader)
+    (_, *size, channels), width = loader.latent_shape, loader.text_shape[1]
     data["latent_size"] = data["latent_size"] or size
-    _fill(model, in_channels=channels, out_channels=channels)
-    stated, held = [*data["latent_size"], model["out_channels"]], [*size, channels]
-    if data["text"]:
-      _fill(model, text_dim=loader.text_shape[1])
-      stated, held = [*stated, model["text_dim"]], [*held, loader.text_shape[1]]
-    if stated != held:
+    _fill(model, in_channels=channels, out_channels=channels, text_dim=width)
+    stated = [*data["latent_size"], model["out_channels"], model["text_dim"]]
+    if stated != [*size, channels, width]:
       raise ValueError(
-        f"{data['path']} holds latents (h, w, C, channels of text) {held}, not {stated}: change "
-        "data.latent_size, model.out_channels or model.text_dim."
+        f"{data['path']} holds latents (h, w, C, channels of text) {[*size, channels, width]}, not "
+        f"{stated}: change data.latent_size, model.out_channels or model.text_dim."
       )
   _fill(model, action_dim=0)
-  needed = ("in_channels", "out_channels", *(("text_dim",) if data["text"] else ()))
+  needed = ("in_channels", "out_channels", "text_dim")
   if data["latent_size"] is None or any(model[key] is None for key in needed):
     raise ValueError(
       "Shapes without data follow from the config: give data.latent_size=(h, w) and "
       f"{', '.join(f'model.{key}' for key in needed)}."
     )
-  shape = (data["batch_size"], data["frames"], *data["latent_size"], model["out_channels"])
-  shapes = {"latents": jax.ShapeDtypeStruct(shape, jnp.float32)}
-  if data["text"]:
-    shape = (data["batch_size"], data["text_tokens"], model["text_dim"])
-    shapes["text"] = jax.ShapeDtypeStruct(shape, jnp.float32)
-  return shapes
+  batch, length = data["batch_size"], data["text_tokens"]
+  shape = (batch, data["frames"], *data["latent_size"], model["out_channels"])
+  return {
+    "latents": jax.ShapeDtypeStruct(shape, jnp.float32),
+    "text": jax.ShapeDtypeStruct((batch, length, model["text_dim"]), jnp.float32),
+  }
+
+
+def _check_latents(data, loader):
+  if loader.latent_shape is None:
+    raise ValueError(
+      f"{data['path']} holds videos: data.codec=none is for data of experiments.synthesize."
+    )
+  tokens = data_info(data["path"]).get("text_tokens")
+  if tokens != data["text_tokens"]:  # padding is attended to
+    raise ValueError(
+      f"{data['path']} holds prompts of {tokens} tokens: set data.text_tokens to that, not "
+      f"{data['text_tokens']}."
+    )
 
 
 def _fill(model, **values):
@@ -141,15 +160,15 @@ def make_prepare(codec, context, *, actions, clean=False):
   """
 
   def prepare(batch):
-    latents = batch.get("latents")
-    if latents is None:
-      latents = codec.encode(batch["video"].astype(jnp.float32) / 127.5 - 1)
-    x0 = latents[:, context:]
+    frames = batch.get("latents")
+    if frames is None:
+      frames = codec.encode(batch["video"].astype(jnp.float32) / 127.5 - 1)
+    x0 = frames[:, context:]
     cond = Cond(
       text=batch.get("text"),
       text_mask=batch.get("text_mask"),
       actions=batch["actions"] if actions else None,
-      context=latents[:, :context] if context else None,
+      context=frames[:, :context] if context else None,
       clean=x0 if clean else None,
     )
     return losses.Batch(x0=x0, cond=cond)
@@ -167,6 +186,7 @@ def sample_batch(setup):
     frames=setup.config["data"]["frames"],
     seed=setup.config["seed"],
     embed=text_encoder(setup.config["data"]),
+    text_tokens=setup.config["data"]["text_tokens"],
   )
   clips = next(iter(loader))
   return setup.prepare({name: value for name, value in clips.items() if name != "caption"})

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from vidstep.training.checkpoint import load_params, resolve_reference
+from vidstep.training.checkpoint import kept, load_params, resolve_reference
 from vidstep.training.lora import parse_lora
 from vidstep.training.pretrained import check_architecture, is_pretrained
 
@@ -58,8 +58,7 @@ def share(config, references, shapes):
   held, names = {}, {}
   for name, reference in references.items():
     network = name.removesuffix(BASE)
-    dtype = _dtype(config, network)
-    like = jax.tree.map(lambda x, dtype=dtype: x.update(dtype=dtype), shapes[network])
+    like = kept(shapes[network], _dtype(config, network))
     same = [n for n in held if reference and references[n] == reference and held[n] == like]
     names[name] = same[0] if same else name
     held.setdefault(names[name], like)

@@ -57,7 +57,7 @@ def null_of(config, loader):
     loader: the data; None: zeros stand for the embedding, as shapes need no numbers.
   """
   data = config["data"]
-  if not (holds_latents(data) and data["text"]):
+  if not holds_latents(data):
     return null_cond
   if loader is None:
     text = np.zeros((1, config["model"]["text_dim"]), np.float32)

@@ -48,7 +48,7 @@ def get_config(arg=None):
     "time": "uniform:5", "guidance": 5.0, "scale": recipe.elements(config),
   }  # fmt: skip
   large = {"model": recipe.fields(size)}
-  lora = LORA if "lora" in words else None
+  lora = LORA | ({"rank": 2} if size == "tiny" else {}) if "lora" in words else None
   config.nets.student = net(f"{recipe.runs(size)}/dcm:student:ema", lora=lora)
   config.nets.fake = net(recipe.release(size), optim={"lr": 4e-7}, lora=lora, **large)
   config.nets.teacher = net(recipe.release(size), param_dtype="bfloat16", **large)

@@ -67,13 +67,14 @@ def load_lora(path, rules: Iterable[Rule], *, alpha: float | None = None) -> Fac
   return out
 
 
-def save_lora(path, factors: Factors, rules: Iterable[Rule]):
+def save_lora(path, factors: Factors, rules: Iterable[Rule], *, note: str = ""):
   """Writes factors under diffusers' names, `transformer.blocks.0.attn1.to_q.lora_A.weight`.
 
   Args:
     path: a .safetensors file.
     factors: layer to (a [in, r], b [r, out]).
     rules: those of the network.
+    note: what this is and how it was made; kept in the header.
 
   Raises:
     ValueError: for a layer that is not in the rules.
@@ -88,7 +89,7 @@ def save_lora(path, factors: Factors, rules: Iterable[Rule]):
       name = f"transformer.{names[f'{layer}/kernel']}.lora_{side}.weight"
       read = lambda factor=factor: np.asarray(factor).T
       items.append(Item(name, factor.shape[::-1], np.dtype(np.float32), read))
-  write_safetensors(path, items, {"format": "pt"})
+  write_safetensors(path, items, {"format": "pt"} | ({"note": note} if note else {}))
 
 
 def merge_lora(params, factors: Factors, *, scale: float = 1.0):

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
+from vidstep.io.rules import flatten, unflatten
+from vidstep.models.precision import kept_dtype
 from vidstep.training.checksum import checksum
 from vidstep.training.compare import config_changes, first_mismatch
 from vidstep.training.lora import parse_lora
@@ -131,7 +133,7 @@ class Checkpoints:
 
 
 def load_network(reference, *, like=None):
-  """Reads one network of a run, and nothing else of it.
+  """Reads one network of a run, and nothing else of it but a base of low-rank factors.
 
   Args:
     reference: "workdir:role" (weights) or "workdir:role:ema" (their average), optionally followed
@@ -147,48 +149,32 @@ def load_network(reference, *, like=None):
     ValueError: if the reference cannot be parsed, the checkpoint is damaged, or it holds another
       architecture (naming the first parameter that differs, and both shapes).
   """
-  quiet_orbax()
-  _, role, ema, _ = parse_reference(reference)
-  folder, meta = _find(reference)
-  if role not in meta["roles"]:
-    raise FileNotFoundError(
-      f"{reference}: {folder} holds the roles {', '.join(meta['roles'])}, not {role!r}."
-    )
-  # A role trained without an average answers with its weights, as it does in training.
-  name = f"{role}.ema" if ema and meta["roles"][role] else f"{role}.params"
-  config, net = meta["config"], meta["config"].get("nets", {}).get(role, {})
-  lora = parse_lora(net.get("lora"))
-  try:
-    if lora is None:
-      return config, _cast(_read_part(folder, name, _float32(like), meta), like)
-    factors = jax.device_get(_read_part(folder, name, None, meta))
-  except _Damaged as reason:
-    raise ValueError(f"{reference}: {reason}.") from reason
-  base = load_base(meta, role, like=like)
+  reference = resolve_reference(reference)
+  config, lora = _lora(reference)
+  if lora is None:
+    return config, _cast(_read_role(reference, _float32(like)), like)
+  base = _load_base(reference, like)
   whole = jax.jit(lora.merge, out_shardings=jax.tree.map(lambda x: x.sharding, base))
-  return config, _cast(whole(base, factors), like)
+  return config, _cast(whole(base, jax.device_get(_read_role(reference))), like)
 
 
-def load_base(meta, role, *, like=None):
-  """The frozen network under a role's low-rank factors, in the dtype that they were trained with.
+def load_factors(reference):
+  """The low-rank factors of a role, without their base.
 
   Args:
-    meta: of the checkpoint.
-    role: name of the role.
-    like: see `load_network`; its dtypes are not read.
+    reference: see `load_network`.
+
+  Returns:
+    (its `LoRA`, factors).
+
+  Raises:
+    FileNotFoundError, ValueError: as `load_network`, and where all weights were trained.
   """
-  config = meta["config"]
-  net = config["nets"][role]
-  dtype = jnp.dtype(net.get("param_dtype") or "float32")
-  if like is not None:
-    like = jax.tree.map(lambda x: x.update(dtype=dtype), _target(like))
-  scan = (net.get("model") or {}).get("scan")
-  params = load_params(
-    meta["references"][f"{role}.base"],
-    like=like,
-    scan=config["model"]["scan"] if scan is None else scan,
-  )
-  return jax.tree.map(lambda x: x.astype(dtype), params)
+  reference = resolve_reference(reference)
+  lora = _lora(reference)[1]
+  if lora is None:
+    raise ValueError(f"{reference} has no low-rank factors: all its weights were trained.")
+  return lora, _read_role(reference)
 
 
 def load_params(reference, *, like=None, scan=False):
@@ -204,13 +190,29 @@ def load_params(reference, *, like=None, scan=False):
   return load_network(reference, like=like)[1]
 
 
+def kept(like, dtype):
+  """Shapes of a network as a frozen one is kept: matrices in `dtype`, see `kept_dtype`."""
+  leaves = {path: x.update(dtype=kept_dtype(path, dtype)) for path, x in flatten(like).items()}
+  return unflatten(leaves)
+
+
 def read_config(reference):
   """The resolved config (a dict) of the run that a reference names.
 
   Raises:
     FileNotFoundError, ValueError: as `load_network`.
   """
-  return _find(reference)[1]["config"]
+  return read_references(reference)[0]
+
+
+def read_references(reference):
+  """Resolved config of the run that a reference names, and {frozen network: its reference}.
+
+  Raises:
+    FileNotFoundError, ValueError: as `load_network`.
+  """
+  meta = _find(reference)[1]
+  return meta["config"], meta["references"]
 
 
 def resolve_reference(reference):
@@ -250,6 +252,43 @@ def parse_reference(reference):
       '"workdir:role:ema@step".'
     )
   return workdir, role, ema, None if step is None else int(step)
+
+
+def _lora(reference):
+  """Config of the run, and the `LoRA` of the role or None."""
+  config = read_config(reference)
+  net = config.get("nets", {}).get(parse_reference(reference)[1], {})
+  return config, parse_lora(net.get("lora"))
+
+
+def _load_base(reference, like):
+  """The frozen network under low-rank factors, in the dtype that they were trained with."""
+  role, meta = parse_reference(reference)[1], _find(reference)[1]
+  config = meta["config"]
+  net = config["nets"][role]
+  dtype = jnp.dtype(net.get("param_dtype") or "float32")
+  like = None if like is None else kept(_target(like), dtype)
+  scan = (net.get("model") or {}).get("scan")
+  scan = config["model"]["scan"] if scan is None else scan
+  params = load_params(meta["references"][f"{role}.base"], like=like, scan=scan)
+  return _cast(params, kept(jax.eval_shape(lambda: params), dtype))
+
+
+def _read_role(reference, like=None):
+  """What a role trained: its weights, or its factors."""
+  quiet_orbax()
+  _, role, ema, _ = parse_reference(reference)
+  folder, meta = _find(reference)
+  if role not in meta["roles"]:
+    raise FileNotFoundError(
+      f"{reference}: {folder} holds the roles {', '.join(meta['roles'])}, not {role!r}."
+    )
+  # A role trained without an average answers with its weights, as it does in training.
+  name = f"{role}.ema" if ema and meta["roles"][role] else f"{role}.params"
+  try:
+    return _read_part(folder, name, like, meta)
+  except _Damaged as reason:
+    raise ValueError(f"{reference}: {reason}.") from reason
 
 
 def _find(reference):

@@ -6,6 +6,7 @@ from vidstep.io import load_wan
 from vidstep.io.configs import read_config
 from vidstep.io.dit_names import dit_fields, dit_tensors
 from vidstep.io.files import find
+from vidstep.io.rules import flatten
 from vidstep.io.tensors import open_tensors
 from vidstep.models.releases import WAN
 
@@ -57,7 +58,7 @@ def load_pretrained(reference, *, like=None, scan=True):
 
   Args:
     reference: see `parse_pretrained`.
-    like: tree of `ShapeDtypeStruct`s: dtype of the parameters, and shardings to load onto. None:
+    like: tree of `ShapeDtypeStruct`s: dtypes of the parameters, and shardings to load onto. None:
       float32 on the first device.
     scan: whether blocks are stacked.
 
@@ -70,8 +71,8 @@ def load_pretrained(reference, *, like=None, scan=True):
   place, role = parse_pretrained(reference)
   how = {}
   if like is not None:
-    leaves = jax.tree.leaves(like)
-    how["param_dtype"] = leaves[0].dtype
-    if leaves[0].sharding is not None:
+    leaves = flatten(like)
+    how["param_dtype"] = lambda path: leaves[path].dtype
+    if all(leaf.sharding is not None for leaf in leaves.values()):
       how["shard"] = lambda _: jax.tree.map(lambda leaf: leaf.sharding, like)
   return load_wan(place, role=role, scan=scan, **how)[1]
