@@ -5,7 +5,8 @@ It does less than the other kernels, and says so instead of making up for it:
 - No tangent: cuDNN has none, and `jax.jvp` does not pass through its `custom_vjp`.
 - No backward: cuDNN's wants `o` and forms `rowsum(do * o)` itself, so that a gradient of `lse`
   (which merging shards needs) has no way in.
-- No mask but none: any other would be a bias of N x N numbers, read from memory.
+- No mask but a number of keys (`Mask.prefix`, a cache that fills in order), which costs less than
+  none: keys beyond it are not read. Any other would be a bias of N x N numbers, read from memory.
 
 `jax.nn.dot_product_attention(..., return_residual=True)` is public, but rounds `lse` to the dtype
 of `o`: 8 bits in bfloat16. So the function below it is called, which keeps float32; it is private,
@@ -29,9 +30,14 @@ _WIDEST = 128  # head dim on every GPU that has flash attention
 def forward(
   q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, *, scale: float
 ) -> tuple[jax.Array, jax.Array]:
-  """`o = P v` and `lse`, without a mask."""
+  """`o = P v` and `lse`, of all keys or of the first ones."""
+  kept = {}
+  if mask.rule is not None:
+    lengths = jnp.broadcast_to(mask.lengths(), q.shape[:1])
+    kept = {"kv_seqlen": lengths, "q_seqlen": jnp.full_like(lengths, q.shape[1])}
+    kept["mask_type"] = fused.MaskType.PADDING
   o, lse = fused.dot_product_attention(
-    q, k, v, scale=scale, qkv_layout="BTNH", return_residual=True
+    q, k, v, scale=scale, qkv_layout="BTNH", return_residual=True, **kept
   )
   return o, lse.astype(jnp.float32)
 
@@ -46,7 +52,7 @@ def refuses(mode: str, q: jax.Array, k: jax.Array, mask: Mask) -> str | None:
     return "cuDNN has no forward mode"
   if mode == "backward":
     return "cuDNN's backward takes no gradient of the log-sum-exp"
-  if mask.rule is not None:
+  if mask.rule is not None and not mask.prefix:
     return "a mask would be a dense N x N bias"
   if q.dtype not in (jnp.bfloat16, jnp.float16):
     return f"{q.dtype} is neither bfloat16 nor float16"

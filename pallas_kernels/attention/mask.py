@@ -104,6 +104,19 @@ class Mask:
     q, k = (getattr(info, "value", info) for info in (self.q_info, self.k_info))
     return (q, k) if self.at is None else (jnp.asarray(q)[self.at[0]], jnp.asarray(k)[self.at[1]])
 
+  @property
+  def prefix(self) -> bool:
+    """Whether all queries see the same keys, and those come first: their number is the mask."""
+    return getattr(self.rule, "prefix", False)
+
+  def lengths(self) -> Any:
+    """How many keys are seen, of a `prefix` mask: int32 `[B or 1]`."""
+    q, k = self.fields()
+    allowed = self.rule(
+      [q[:, f, :1] for f in range(q.shape[1])], [k[:, f] for f in range(k.shape[1])]
+    )
+    return jnp.asarray(allowed).sum(-1, dtype=jnp.int32)
+
   def tiles(self, block_q: int, block_k: int) -> TileMap:
     """The tiles of size `block_q x block_k` that hold an allowed pair.
 

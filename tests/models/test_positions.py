@@ -92,7 +92,7 @@ def settings():
 def check_distances(source, name, traced):
   """One attention over pairs of the stated distance is what the sets give."""
   past, own = settings()[name]
-  keys = concat_info(past, own)
+  keys = concat_info(own, past)
   mask = TeacherForcing() & Window(9, sink=SINK, pinned=True) & Valid()
   rng = np.random.default_rng(0)
   draw = lambda info: rng.normal(size=(1, len(info.frame), 1, D))
@@ -112,10 +112,10 @@ def check_distances(source, name, traced):
   table = lambda frame: rope.rope_table(frame, 1, 1, D)
   sets = [(one, (table(one.q_position), table(one.k_position))) for one in sets]
   f32 = lambda a: jnp.float32(a)
-  n = len(past.frame)
-  past_kv = (rope.halves(f32(k[:, :n, None])), f32(v[:, :n, None])) if n else None
+  n = own.frame.shape[-1]
+  past_kv = (rope.halves(f32(k[:, n:, None])), f32(v[:, n:, None])) if len(past.frame) else None
   got = blocks.self_attention(
-    f32(q), f32(k[:, n:]), f32(v[:, n:]), past_kv, sets=sets, info=own, implementation="xla"
+    f32(q), f32(k[:, :n]), f32(v[:, :n]), past_kv, sets=sets, info=own, implementation="xla"
   )
   np.testing.assert_allclose(
     got[0, :, 0], oracle(q[0, :, 0], k[0, :, 0], v[0, :, 0], want, allowed), atol=2e-6

@@ -12,6 +12,7 @@ from vidstep.masks import (
   CLEAN,
   NOISY,
   Intersection,
+  Prefix,
   Present,
   Rule,
   TeacherForcing,
@@ -52,6 +53,8 @@ class CachedNetwork:
       raise NotImplementedError(
         f"a cache keeps single frames: patch={tuple(self.model.patch)} must begin with 1."
       )
+    if self.policy.whole and self.mask != TEACHER_FORCING:
+      raise ValueError(f"a whole cache has no mask of its own, but {self.mask} hides some frames.")
     for window in _windows(self.mask):  # a chunk is a frame at least; its size, when it is known
       self._check_kept(window, window.size - 1)
 
@@ -130,13 +133,15 @@ class CachedNetwork:
     if self.model.text_dim is None:
       raise ValueError("this network has no text to switch: build it with text_dim.")
     text, mask = self._text(params, cache.count.shape[0], cond)
+    if mask is None and cache.text_mask is not None:
+      mask = jnp.ones_like(cache.text_mask)
     cache = cache.replace(text=text, text_mask=mask)
     if not self.policy.recache:
       return cache
     inputs = cache.inputs
     given = Cond(actions=self._actions(inputs.get("actions")), image=inputs.get("image"))
     full = cache.replace(window=jnp.full_like(cache.window, self.policy.window))
-    past = Past(text=text, text_mask=mask)
+    past = Past(text=text, text_mask=mask, turned=self.policy.turned)
     t = jnp.zeros(cache.count.shape[0])
     made = self._forward(params, inputs["x"], t, None, given, full.info, past).cache
     return kv_cache.overwrite(cache, made.k, made.v)
@@ -170,6 +175,8 @@ class CachedNetwork:
 
   def _rule(self):
     """The mask for slots some of which are empty and some pinned."""
+    if self.policy.whole:
+      return Prefix()
     pin = lambda rule: (
       dataclasses.replace(rule, pinned=True)
       if isinstance(rule, Window) and self.policy.pinned
@@ -190,8 +197,8 @@ class CachedNetwork:
     alone = dataclasses.replace(self, model=model.clone(attention="xla"))  # nothing to shard
     text = alone._forward(params, x, jnp.zeros(batch), None, given, None, Past()).cache.text
     mask = cond.text_mask
-    if mask is None:
-      mask = jnp.full(text[0].shape[1:3], cond.text is not None)
+    if cond.text is None:
+      mask = jnp.zeros(text[0].shape[1:3], bool)
     return text, mask
 
   def _check_kept(self, window, past):

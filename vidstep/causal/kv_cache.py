@@ -29,6 +29,9 @@ class CachePolicy:
       the rounding of int8: it is for streaming, not for training through the cache.
     recache: also keep the frames and their actions, so that a new prompt can recompute all keys
       (LongLive's KV-recache).
+    whole: all frames that the cache holds are seen, by a network trained without a `Window`: there
+      is no live window and no pin. The frames that exist then come first (`vidstep.masks.Prefix`),
+      which fast kernels take and a mask they do not.
   """
 
   window: int
@@ -38,18 +41,30 @@ class CachePolicy:
   cap: int | None = None
   dtype: Literal["float32", "bfloat16", "int8"] = "float32"
   recache: bool = False
+  whole: bool = False
 
   def __post_init__(self):
     if self.window < 1 or self.sink < 0 or self.pinned < 0:
       raise ValueError(f"a cache needs window >= 1, sink >= 0 and pinned >= 0; got {self}.")
     if self.dtype not in quantize.DTYPES:
       raise ValueError(f"a cache stores {', '.join(quantize.DTYPES)}, not {self.dtype!r}.")
+    if self.whole and (self.pinned or self.positions == "capped"):
+      raise ValueError(f"of a whole cache all is seen alike: no pins, no capped positions; {self}.")
     _ = self.rope
 
   @property
   def slots(self) -> int:
     """P, the number of frames that a cache holds."""
     return self.sink + self.pinned + self.window
+
+  @property
+  def turned(self) -> bool:
+    """Whether keys are stored after RoPE, and never turned again.
+
+    RoPE sees distances alone, so positions are frame numbers however long the stream is. Not where
+    a key has two positions, nor in int8, whose smoothing wants keys before RoPE.
+    """
+    return self.positions != "capped" and self.dtype != "int8"
 
   @property
   def rope(self) -> Positions:
@@ -68,7 +83,8 @@ class KVCache:
   """Keys and values of P slots, one frame each, for a batch of independent streams.
 
   Attributes:
-    keys: stored keys before RoPE, a dict of arrays [L, B, P, ...] (`vidstep.causal.quantize`).
+    keys: stored keys, a dict of arrays [L, B, P, ...] (`vidstep.causal.quantize`); before RoPE or
+      after it, see `CachePolicy.turned`.
     values: stored values, likewise.
     frame: [B, P] number of the frame in a slot.
     chunk: [B, P] chunk of it.
@@ -106,6 +122,8 @@ class KVCache:
     is also pinned (a frame is seen once); `PINNED` for a pinned one.
     """
     policy = self.policy
+    if policy.whole:
+      return TokenInfo(self.frame, self.chunk, jnp.full_like(self.frame, CLEAN), self.valid)
     ring, pinned = _ring(policy), _pinned(policy)
     kept = self.frame[:, pinned]
     twin = self.frame[:, ring, None] == kept[:, None]
@@ -124,6 +142,7 @@ class KVCache:
       text_mask=self.text_mask,
       load=lambda layer: (quantize.load(layer[0]), quantize.load(layer[1])),
       far=self.policy.sink + self.policy.pinned,
+      turned=self.policy.turned,
     )
 
 
@@ -170,7 +189,7 @@ def write(cache: KVCache, k, v, inputs) -> KVCache:
 
   Args:
     cache: the cache; donate it to write in place.
-    k: [L, B, c, S, heads, D] keys before RoPE of the next c frames.
+    k: [L, B, c, S, heads, D] keys of the next c frames, turned as the policy says.
     v: [L, B, c, S, heads, D] values.
     inputs: name -> [B, c, ...], kept where the cache keeps inputs.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pallas_kernels.attention.mask import HostArray, Mask, TileMap
 from vidstep.masks.info import TokenInfo
-from vidstep.masks.rules import Full, Rule, fields_read
+from vidstep.masks.rules import Full, Prefix, Rule, fields_read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,11 @@ class FieldRule:
 
   def __call__(self, q: Any, k: Any) -> Any:
     return self.rule(TokenInfo(*q), TokenInfo(*k))
+
+  @property
+  def prefix(self) -> bool:
+    """Whether all queries see the same keys, the first ones: see `Mask.lengths`."""
+    return isinstance(self.rule, Prefix)
 
 
 def pack_info(rule: Rule, info: TokenInfo, static: bool) -> HostArray | jax.Array:

@@ -155,6 +155,14 @@ class Present(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
+class Prefix(Present):
+  """`Present`, and a promise: the keys that exist come before all that do not.
+
+  It allows what `Present` allows, but a kernel may count keys instead of looking at each of them.
+  """
+
+
+@dataclasses.dataclass(frozen=True)
 class Far(Rule):
   """Keys at a capped distance: the first `sink` frames, and pinned ones from `cap` frames on.
 

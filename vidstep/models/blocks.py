@@ -36,38 +36,42 @@ def modulated_norm(x, shift, scale):
   return (layer_norm(x, shift.dtype) * (1 + scale) + shift).astype(x.dtype)
 
 
-def self_attention(q, k, v, past=None, *, sets, info: TokenInfo, implementation):
+def self_attention(q, k, v, past=None, *, sets, info: TokenInfo, implementation, turned=False):
   """Attention of a sequence to itself and to what is cached of earlier frames.
 
-  Keys arrive before RoPE, which is how they are cached: their positions may change later.
+  Keys arrive before RoPE; those of the past may have been turned already.
 
   Args:
     q: [B, N, heads, D] queries, normalised, not rotated.
     k: [B, N, heads, D] keys, likewise.
     v: [B, N, heads, D] values.
     past: None, or keys and values of P earlier frames, each [B, P, S, heads, D], the keys in the
-      order of `vidstep.models.rope.halves`; they come first.
+      order of `vidstep.models.rope.halves`; they come last.
     sets: pairs of the `KeySet`s of `vidstep.models.positions` and the tables of
       `vidstep.models.rope.rope_table` for their queries and keys. The result is merged from one
       attention to each.
     info: attributes of the N tokens.
     implementation: see `vidstep.attention.attention`.
+    turned: whether keys of the past are after RoPE. Then there is one of `sets`, whose table of
+      keys is that of the N tokens alone.
 
   Returns:
     [B, N, heads, D].
   """
   tokens = q.shape[1] // info.frame.shape[-1]
   q, k = halves(q), halves(k)
+  if turned:
+    k = turn(k, sets[0][1][1])
   if past is not None:
     flat = lambda a: a.astype(k.dtype).reshape(a.shape[0], -1, *a.shape[3:])
-    k, v = (jnp.concatenate([flat(a), b], axis=1) for a, b in zip(past, (k, v), strict=True))
+    k, v = (jnp.concatenate([a, flat(b)], axis=1) for a, b in zip((k, v), past, strict=True))
   parts = []
   for keys, (q_rope, k_rope) in sets:
     pick = lambda a, keys=keys: _frames(a, keys.frames, tokens)
     parts.append(
       attention(
         turn(q, q_rope),
-        turn(pick(k), k_rope),
+        k if turned else turn(pick(k), k_rope),
         pick(v),
         keys.mask,
         q_info=info.tokens(tokens),
@@ -207,6 +211,7 @@ class Block(nn.Module):
     keep: return the output a second time, to be collected as a feature.
     load: see `vidstep.models.past.Past`; None for a network without one.
     place: where tokens [B, F, S, C] are to lie on a mesh; None for one device.
+    keep_key: how keys [B, N, heads, D] of these frames are left behind, with `load`.
   """
 
   heads: int
@@ -217,6 +222,7 @@ class Block(nn.Module):
   keep: bool = False
   load: Callable | None = None
   place: Callable | None = None
+  keep_key: Callable = halves
 
   @nn.compact
   def __call__(self, x, mod, text, layer=None, text_kv=None):
@@ -258,4 +264,4 @@ class Block(nn.Module):
     if self.load is None:
       return x, (x if self.keep else None, None)
     by_frame = lambda a: a.reshape(*x.shape[:3], *a.shape[2:])
-    return x, (x if self.keep else None, (by_frame(halves(kv[0])), by_frame(kv[1]), text_kv))
+    return x, (x if self.keep else None, (by_frame(self.keep_key(kv[0])), by_frame(kv[1]), text_kv))

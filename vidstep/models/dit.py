@@ -22,10 +22,10 @@ from vidstep.models.embed import MLP, ImageEmbed, patchify, sinusoid, unpatchify
 from vidstep.models.layout import plain
 from vidstep.models.linear import Linear
 from vidstep.models.past import Keys
-from vidstep.models.positions import far_frames, key_sets
+from vidstep.models.positions import Positions, far_frames, key_sets
 from vidstep.models.precision import stat_dtype
 from vidstep.models.remat import POLICIES
-from vidstep.models.rope import rope_table
+from vidstep.models.rope import apply_rope, halves, rope_table
 
 
 class VideoDiT(nn.Module):
@@ -193,11 +193,9 @@ class VideoDiT(nn.Module):
       info = token_info(
         first(info.frame) // self.patch[0], first(info.chunk), first(info.role), first(info.valid)
       )
+    sets, turned = self._key_sets(layout, info, grid, cache), cache is not None and cache.turned
     attend = partial(
-      self_attention,
-      sets=self._key_sets(layout, info, grid, cache),
-      info=info,
-      implementation=self.attention,
+      self_attention, sets=sets, info=info, implementation=self.attention, turned=turned
     )
     attend_text = None
     if self.text_dim is not None:
@@ -217,6 +215,7 @@ class VideoDiT(nn.Module):
       "attend_text": attend_text,
       "load": None if cache is None else cache.load,
       "place": getattr(self.attention, "place", None),
+      "keep_key": partial(apply_rope, table=sets[0][1][1]) if turned else halves,
     }
     past = (None, None) if cache is None else (cache.layers, cache.text)
     block = Block
@@ -245,20 +244,23 @@ class VideoDiT(nn.Module):
 
   def _key_sets(self, layout, info, grid, cache):
     """What the frames of `info` attend to, with tables for RoPE: see `self_attention`."""
-    keys, far = info, far_frames(layout.positions, info)
+    turned = cache is not None and cache.turned
+    positions = Positions() if turned else layout.positions
+    keys, far = info, far_frames(positions, info)
     if cache is not None and cache.layers is not None:
       own, past = info.frame.shape[-1], cache.info.frame.shape
       batched = lambda a: jnp.broadcast_to(a, (past[0], own))
-      keys = concat_info(cache.info, TokenInfo(*map(batched, info)))
-      far = np.concatenate([np.arange(cache.far), past[1] + np.arange(own)])
+      keys = concat_info(TokenInfo(*map(batched, info)), cache.info)
+      far = np.arange(own + cache.far)
     if getattr(self.attention, "shards", 1) > 1:  # every device reads the same number of keys
       far = None
-    sets = key_sets(layout.positions, info, keys, layout.mask, far)
+    sets = key_sets(positions, info, keys, layout.mask, far)
     table = lambda position: rope_table(position, *grid, self.dim // self.heads)
     ropes = []
     for one in sets:
       q = table(one.q_position)
-      ropes.append((q, q if one.k_position is one.q_position else table(one.k_position)))
+      same = turned or one.k_position is one.q_position
+      ropes.append((q, q if same else table(one.k_position)))
     return list(zip(sets, ropes, strict=True))
 
 
