@@ -67,7 +67,10 @@ def test_a_repository_that_cannot_be_fetched_is_named(monkeypatch):
 
   fake = types.SimpleNamespace(snapshot_download=snapshot_download)
   monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
-  with pytest.raises(FileNotFoundError, match=r"cannot fetch owner/name from the hub: no route"):
+  with pytest.raises(
+    FileNotFoundError,
+    match=r"cannot fetch owner/name from the hub: no route\. Run `hf download owner/name",
+  ):
     find("owner/name", "vae")
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   with pytest.raises(FileNotFoundError, match="`pip install huggingface_hub`"):

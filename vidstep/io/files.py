@@ -57,16 +57,22 @@ def _download(path, part):
   name = path.as_posix()
   if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
     raise FileNotFoundError(f"there is nothing at {path}.")
+  command = f"`hf download {name} --local-dir FOLDER`"
   try:
     import huggingface_hub
   except ImportError as e:
     raise FileNotFoundError(
-      f"there is nothing at {path}; to fetch a repository of that name from the hub, "
-      "`pip install huggingface_hub`."
+      f"there is nothing at {path}; to fetch the repository of that name from the hub, "
+      f"`pip install huggingface_hub` and try again, or run {command} where there is a network, "
+      "and give the folder."
     ) from e
   pattern, folder, _ = _PLACES[part]
   wanted = [f"{folder}/*", pattern, "config.json", "*.pt"]
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
   except Exception as e:
-    raise FileNotFoundError(f"cannot fetch {name} from the hub: {e}") from e
+    why = (str(e).strip() or type(e).__name__).splitlines()[0].rstrip(".")
+    raise FileNotFoundError(
+      f"cannot fetch {name} from the hub: {why}. Run {command} where there is a network, and give "
+      "the folder."
+    ) from e

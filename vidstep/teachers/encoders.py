@@ -39,6 +39,15 @@ class TextEncoder:
     """N prompts -> float32 [N, length, Dt], zero beyond the end of a prompt."""
     if not prompts:
       raise ValueError("there are no prompts to embed.")
+    known = self.remember(prompts)
+    width = known[prompts[0]].shape[-1]
+    out = np.zeros((len(prompts), self.length, width), np.float32)
+    for row, prompt in zip(out, prompts, strict=True):
+      row[: len(known[prompt])] = known[prompt]
+    return out
+
+  def remember(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Embeds those of the prompts that are not kept, and keeps them: prompt -> [tokens, Dt]."""
     known = {p: self._kept[p] for p in prompts if p in self._kept}
     new = [p for p in dict.fromkeys(prompts) if p not in known]
     if new:
@@ -46,11 +55,7 @@ class TextEncoder:
     self._kept |= {p: known[p] for p in prompts}
     while len(self._kept) > KEPT:
       self._kept.popitem(last=False)
-    width = known[prompts[0]].shape[-1]
-    out = np.zeros((len(prompts), self.length, width), np.float32)
-    for row, prompt in zip(out, prompts, strict=True):
-      row[: len(known[prompt])] = known[prompt]
-    return out
+    return known
 
   def _embed(self, prompts):
     tokens, mask = Tokenizer(find(self._place, "tokenizer"), self.length)(prompts)

@@ -12,10 +12,10 @@ from PIL import Image
 
 from vidstep import samplers
 from vidstep.causal import rollout
-from vidstep.causal.cached import CachedNetwork
+from vidstep.causal.cached import TEACHER_FORCING, CachedNetwork
 from vidstep.causal.guided import Guided
 from vidstep.causal.kv_cache import CachePolicy
-from vidstep.masks import chunk_index
+from vidstep.masks import Window, chunk_index
 from vidstep.models.cond import Cond
 from vidstep.models.vae import encode
 from vidstep.paths import shift_time
@@ -77,6 +77,7 @@ class Setting:
     solver: name in `samplers.SOLVERS`.
     guidance: w of v_null + w (v_cond - v_null); 1 is none.
     chunk: latent frames that a causal student makes together, k or (first, k); None: all of them.
+    mask: what of the past a causal student sees, a `Window`; None: all of it.
     context: what later chunks read, see `vidstep.causal.rollout`.
   """
 
@@ -84,6 +85,7 @@ class Setting:
   solver: str = "unipc"
   guidance: float = 5.0
   chunk: int | tuple[int, int] | None = None
+  mask: Window | None = None
   context: str = "clean"
 
   def nfe(self, frames: int) -> int:
@@ -164,8 +166,11 @@ class Sampler:
   def _chunks(self, noise, cond, null, key, progress):
     how, frames = self._how, noise.shape[1]
     half = self._model.dtype == jnp.bfloat16
-    policy = CachePolicy(window=frames, dtype="bfloat16" if half else "float32")
-    network, guided = CachedNetwork(self._model, policy), how.guidance != 1
+    kept = frames if how.mask is None else min(frames, how.mask.size)
+    sink = 0 if how.mask is None else how.mask.sink
+    policy = CachePolicy(window=kept, sink=sink, dtype="bfloat16" if half else "float32")
+    rule = TEACHER_FORCING if how.mask is None else TEACHER_FORCING & how.mask
+    network, guided = CachedNetwork(self._model, policy, rule), how.guidance != 1
 
     def begin(params, noise, cond, null):
       other = lambda cond: cond.replace(text=null.text)  # the image stays
@@ -196,7 +201,8 @@ class Sampler:
   def _run(self, function, *args, donate=(0,)):
     """Compiles a function for the shapes of its arguments, once, and calls it."""
     leaves, structure = jax.tree.flatten(args)
-    known = function.__name__, structure, tuple(a.shape for a in leaves)
+    place = lambda a: (a.shape, getattr(a, "sharding", None))
+    known = function.__name__, structure, tuple(map(place, leaves))
     if known not in self._programs:
       begin = time.perf_counter()
       self._programs[known] = jax.jit(function, donate_argnums=donate).lower(*args).compile()

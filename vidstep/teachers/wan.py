@@ -127,7 +127,8 @@ def open_wan(
     vae_dtype: of the VAE, and of the tiny decoder; the release computes its VAE in float32.
     shard: tree of `ShapeDtypeStruct` -> tree of shardings, for every network; see `load_wan`.
     lora: file with low-rank factors, or (file, weight): merged into the transformer.
-    transformer: another file or folder for the transformer, such as a distilled student.
+    transformer: another file or folder for the transformer, such as a distilled student; or
+      (model, params) that are open already.
     tiny_decoder: file of TAEHV, to decode by.
 
   Returns:
@@ -143,7 +144,10 @@ def open_wan(
   pixels = functools.partial(load, param_dtype=_kinds(vae_dtype), dtype=vae_dtype)
   vae, vae_params = pixels(place, "vae")
   decoder = (vae, vae_params) if tiny_decoder is None else pixels(tiny_decoder, "tiny_decoder")
-  model, params = load(place if transformer is None else transformer, scan=True)
+  if isinstance(transformer, tuple):
+    model, params = transformer
+  else:
+    model, params = load(place if transformer is None else transformer, scan=True)
   image = None
   if model.image_dim is not None:
     image = ImageEncoder(place, functools.partial(load, place, "image_encoder"))

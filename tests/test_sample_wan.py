@@ -1,0 +1,206 @@
+"""experiments.sample --model: files, settings and reports of a tiny Wan."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import av
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import sample_wan
+from experiments.sample_files import parse_size, plan_jobs, read_lines, still_to_do
+from experiments.sample_wan import Order, draw, setting_of, size_of
+from tests.wan_release import CHANNELS, TEXT_DIM, make_release
+from vidstep.masks import Window
+from vidstep.models.releases import WAN
+from vidstep.teachers.wan import open_wan
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
+ROOT = pathlib.Path(__file__).parents[1]
+SIZE, FRAMES = (16, 32), 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return make_release(tmp_path_factory.mktemp("wan") / "tiny")
+
+
+def order(folder, out, prompts=("a cat",), **other):
+  usual = {"size": SIZE, "frames": FRAMES, "steps": 2, "dtype": "float32"}
+  return Order(model=str(folder), prompts=tuple(prompts), out=str(out), **usual | other)
+
+
+def read(path):
+  with av.open(str(path)) as video:
+    return video.metadata["comment"], len(list(video.decode(video=0)))
+
+
+def test_from_the_command_line(folder, tmp_path):
+  """Where everything meets: flags, networks, files, report."""
+  out, report = tmp_path / "a" / "x.mp4", tmp_path / "report.json"
+  command = [
+    sys.executable, "-m", "experiments.sample", f"--model={folder}", "--prompt=a cat",
+    "--size=16x32", "--frames=5", "--steps=2", "--solver=unipc", "--shift=5", "--guidance=5",
+    "--dtype=float32", f"--out={out}", f"--report={report}",
+  ]  # fmt: skip
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert result.returncode == 0, result.stderr[-2000:]
+  assert read(out) == ("AI-generated, made by vidstep with tiny", 5)
+  for said in ("load ", "text ", "denoise ", "decode ", "write ", "peak memory: host "):
+    assert said in result.stdout
+  told = json.loads(report.read_text())
+  assert told["nfe"] == 4 and told["size"] == [16, 32] and told["files"] == [str(out)]
+  assert set(told["seconds"]) == {"load", "text", "denoise", "compile", "decode", "write"}
+  assert told["peak_memory"]["host"] > 1e7 and "cpu" in told["device"]
+  assert told["command"].startswith("python -m experiments.sample --model=")
+  refused = subprocess.run(
+    [*command[:4], "--prompt=a", "--size=20x32"], cwd=ROOT, capture_output=True, text=True,
+    check=False,
+  )  # fmt: skip
+  assert refused.returncode == 1 and "nearest is 16 x 32" in refused.stderr
+
+
+def test_vbench_layout_goes_on_where_it_was_cut_short(folder, tmp_path):
+  prompts, out = ("A cat's 1st day.", "two dogs"), tmp_path / "videos"
+  asked = order(folder, out, prompts, layout="vbench", videos=2, guidance=1.0)
+  made = draw(asked)
+  names = [f"{p}-{i}.mp4" for p in prompts for i in range(2)]
+  assert sorted(p.name for p in out.iterdir()) == sorted(names)  # and nothing else
+  files = {name: (out / name).read_bytes() for name in names}
+  assert len(set(files.values())) == 4 and len(made["seconds"]["denoise"]) == 4
+  (out / names[1]).unlink()
+  again = draw(asked)
+  assert again["files"] == [str(out / names[1])]
+  # Alone it is what it was among others.
+  assert {name: (out / name).read_bytes() for name in names} == files
+  with pytest.raises(ValueError, match="made with another seed"):
+    draw(order(folder, out, prompts, layout="vbench", videos=2, guidance=1.0, seed=1))
+
+
+def test_processes_share_the_videos(folder, tmp_path, monkeypatch):
+  monkeypatch.setattr(sample_wan.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(sample_wan.jax, "process_index", lambda: 1)
+  monkeypatch.setattr(sample_wan, "Sampler", FakeSampler)
+  made = draw(order(folder, tmp_path / "v", ["a", "b", "c"], layout="vbench", videos=1))
+  assert [pathlib.Path(p).name for p in made["files"]] == ["b-0.mp4"]
+
+
+class FakeSampler:
+  """Returns the noise; remembers what it was asked."""
+
+  compile_seconds = 0.0
+  asked = ()
+
+  def __init__(self, wan, setting):
+    self.setting = setting
+
+  def __call__(self, noise, cond, null, key, progress):
+    FakeSampler.asked += ((np.asarray(noise), cond, null, self.setting),)
+    progress(1, 1)
+    return noise
+
+
+def test_noise_is_of_seed_prompt_and_index_and_conditions_arrive(folder, tmp_path, monkeypatch):
+  monkeypatch.setattr(sample_wan, "Sampler", FakeSampler)
+  monkeypatch.setattr(FakeSampler, "asked", ())
+  how = {"size": (16, 16), "frames": 1}
+  draw(order(folder, tmp_path / "x.png", ["a", "b"], videos=2, negative="no", **how))
+  draw(order(folder, tmp_path / "y.webp", ["b"], seed=3, **how))
+  draw(order(folder, tmp_path / "z.gif", ["b"], **how))
+  noises = [noise for noise, *_ in FakeSampler.asked]
+  assert noises[0].shape == (1, 1, 2, 2, CHANNELS)
+  assert len({noise.tobytes() for noise in noises}) == 5
+  np.testing.assert_array_equal(noises[5], noises[2])
+  assert [p.name for p in sorted((tmp_path / "x").iterdir())] == [
+    "000-a-0.png", "000-a-1.png", "001-b-0.png", "001-b-1.png",
+  ]  # fmt: skip
+  with Image.open(tmp_path / "x" / "000-a-0.png") as image:
+    assert image.size == (16, 16) and "AI-generated" in image.info["Description"]
+  wan = open_wan(folder, dtype=jnp.float32)
+  _, cond, null, _ = FakeSampler.asked[0]
+  np.testing.assert_allclose(cond.text, wan.embed(["a"]), atol=1e-6)
+  np.testing.assert_allclose(null.text, wan.embed(["no"]), atol=1e-6)
+  default = FakeSampler.asked[5][2].text
+  np.testing.assert_allclose(default, wan.embed([sample_wan.NEGATIVE]), atol=1e-6)
+  assert default.shape[-1] == TEXT_DIM
+
+
+def test_settings_are_asked_for_or_usual():
+  release = WAN["wan2.1-i2v-14b-480p"]
+  usual = setting_of(order("x", "y", steps=None), release)
+  assert (len(usual.times), usual.solver, usual.guidance, usual.chunk) == (51, "unipc", 5.0, None)
+  np.testing.assert_allclose(usual.times[0], 3 * 0.999 / (1 + 2 * 0.999), rtol=1e-6)
+  few = setting_of(order("x", "y", steps=2, times="causal", chunk=3, window=9, sink=3), release)
+  assert (few.times, few.solver, few.guidance) == ((1.0, 0.9375, 0.0), "consistency", 1.0)
+  assert (few.chunk, few.mask) == (3, Window(9, 3))
+  other = setting_of(
+    order("x", "y", times=(0.5,), steps=None, solver="euler", guidance=2.0), release
+  )
+  assert (other.times, other.solver, other.guidance) == ((1.0, 0.5, 0.0), "euler", 2.0)
+  with pytest.raises(ValueError, match="give its --chunk"):
+    setting_of(order("x", "y", window=9), release)
+
+
+def test_a_picture_gives_the_size(tmp_path):
+  wan = open_wan(make_release(tmp_path, image=True), dtype=jnp.float32)
+  ask = order("x", "y", size=None)
+  assert size_of(ask, wan, None) == (480, 832)
+  height, width = size_of(ask, wan, np.zeros((300, 100, 3), np.uint8))
+  assert (height, width) == (1088, 352) and wan.latent_shape(height, width, 5)
+  assert size_of(order("x", "y"), wan, np.zeros((9, 9, 3), np.uint8)) == SIZE
+
+
+def test_image_to_video_and_a_causal_student(tmp_path, folder, monkeypatch):
+  monkeypatch.setattr(sample_wan, "Sampler", FakeSampler)
+  monkeypatch.setattr(FakeSampler, "asked", ())
+  release = make_release(tmp_path / "i2v", image=True)
+  Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / "p.png")
+  how = {"image": str(tmp_path / "p.png"), "guidance": 1.0, "steps": 1}
+  assert draw(order(release, tmp_path / "x.mp4", **how))["nfe"] == 1
+  causal = {"chunk": 1, "times": "causal", "steps": 2}
+  student = make_release(tmp_path / "s", seed=1) / "transformer"
+  made = draw(order(folder, tmp_path / "y.mp4", transformer=str(student), **causal))
+  assert made["nfe"] == 6 and read(tmp_path / "y.mp4")[0].endswith("tiny, transformer")
+  (_, image, _, _), (_, _, _, setting) = FakeSampler.asked
+  assert image.image.shape == (1, 2, 2, 4, 4 + CHANNELS) and image.image_tokens is not None
+  assert (setting.chunk, setting.times) == (1, (1.0, 0.9375, 0.0))
+  with pytest.raises(ValueError, match="give --image"):
+    draw(order(release, tmp_path / "x.mp4"))
+  with pytest.raises(ValueError, match="from text alone"):
+    draw(order(folder, tmp_path / "x.mp4", **how))
+
+
+def test_files_are_named_by_prompts_or_given_names(tmp_path):
+  path = tmp_path / "prompts.txt"
+  path.write_text("A  red ball!\n\n喵\n", encoding="utf-8")
+  prompts = read_lines(path)
+  assert prompts == ["A  red ball!", "喵"]
+  plain = [str(j.path) for j in plan_jobs(prompts, "o.webp")]
+  assert plain == ["o/000-a-red-ball-0.webp", "o/001-喵-0.webp"]
+  assert [str(j.path) for j in plan_jobs(["x"], "o")] == ["o.mp4"]
+  vbench = plan_jobs(["long"], "o", layout="vbench", names=["short"])
+  assert [j.path.name for j in vbench] == [f"short-{i}.mp4" for i in range(5)]
+  assert vbench[0].prompt == "long"
+
+
+@pytest.mark.parametrize(
+  "call, said",
+  [(lambda t: read_lines(t / "none"), "no file of prompts"),
+   (lambda t: parse_size("480"), "HEIGHTxWIDTH"),
+   (lambda t: plan_jobs(["a/b"], "o", layout="vbench"), "cannot be a file name"),
+   (lambda t: plan_jobs(["a"], "o", names=["b", "c"]), "one for each"),
+   (lambda t: sample_wan.read_picture(t / "none.png"), "no picture")],
+)  # fmt: skip
+def test_bad_requests_are_refused_with_a_sentence(call, said, tmp_path):
+  with pytest.raises((ValueError, FileNotFoundError), match=said):
+    call(tmp_path)
+
+
+def test_other_settings_are_noticed_only_if_there_are_videos(tmp_path):
+  jobs = plan_jobs(["a"], tmp_path / "o", layout="vbench", videos=1)
+  assert still_to_do(jobs, tmp_path / "o", {"seed": 0, "size": (1, 2)}) == jobs
+  assert still_to_do(jobs, tmp_path / "o", {"seed": 1, "size": (1, 2)}) == jobs
