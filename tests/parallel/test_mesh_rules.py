@@ -133,6 +133,25 @@ def test_a_block_of_its_own_lies_as_one_in_a_stack(preset):
       assert alone[name.replace("blocks/", "blocks_3/")] == spec[1:], name
 
 
+def test_layers_are_not_cut_where_nothing_else_divides():
+  tree = {"blocks": {"w": jax.ShapeDtypeStruct((8, 61, 67), jnp.float32)}}
+  assert state_sharding(tree, make_mesh(1, 8))["blocks"]["w"].spec == P()
+  assert state_sharding(tree["blocks"], make_mesh(1, 8))["w"].spec == P("fsdp")
+
+
+def test_low_rank_factors_are_cut_as_the_matrices_that_they_change():
+  pair = lambda rows, columns: {"a": (30, rows, 32), "b": (30, 32, columns)}
+  tree = {"blocks": {"q": pair(1536, 1536), "o": pair(1536, 1536), "ffn_out": pair(8960, 1536)}}
+  like = lambda s: jax.ShapeDtypeStruct(s, jnp.float32)
+  tree = jax.tree.map(like, tree, is_leaf=lambda x: isinstance(x, tuple))
+  got = state_sharding(tree, make_mesh(2, 2, 1, 2), "fsdp_tensor")["blocks"]
+  assert {k: tuple(tuple(s.spec) for s in v.values()) for k, v in got.items()} == {
+    "q": ((None, "fsdp"), (None, "fsdp", "tensor")),
+    "o": ((None, "tensor", "fsdp"), (None, None, "fsdp")),
+    "ffn_out": ((None, "tensor", "fsdp"), (None, None, "fsdp")),
+  }
+
+
 def test_axes_of_one_device_are_not_mentioned():
   for preset in PRESETS:
     for spec in specs(preset, make_mesh(8)).values():

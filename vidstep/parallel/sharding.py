@@ -36,9 +36,9 @@ NORMS = r"(^|/)(norm_q|norm_k|norm_k_image)/scale$"  # of those columns
 def _megatron(*over):
   return (
     (COLUMNS + r"(kernel|bias)$", Cut(-1, over)),
-    (COLUMNS + r"(lora_)?b$", Cut(-1, over)),  # factors of the update a @ b
+    (COLUMNS + r"b$", Cut(-1, over)),  # factors of the update a @ b
     (NORMS, Cut(-1, over)),
-    (ROWS + r"(kernel|(lora_)?a)$", Cut(-2, over)),
+    (ROWS + r"(kernel|a)$", Cut(-2, over)),
     (r"", Cut(None, over)),
   )
 
