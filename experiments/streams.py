@@ -13,7 +13,7 @@ from vidstep.causal.cached import TEACHER_FORCING, CachedNetwork
 from vidstep.causal.kv_cache import CachePolicy
 from vidstep.causal.streaming import Engine
 from vidstep.masks import Window
-from vidstep.models.codec import Codec
+from vidstep.models.codec import Codec, VideoCodec
 from vidstep.models.cond import Cond
 from vidstep.models.dit import VideoDiT
 
@@ -24,11 +24,12 @@ class Source:
 
   Attributes:
     name: of the network, for reports.
-    model, params, codec: the network.
+    model, params, codec: the network, and the `VideoCodec` of its latents.
     frame_shape: (h, w, C) of a latent frame.
-    frame_rate: frames a second.
-    chunk: latent frames made together.
-    frames: of a clip in training: as many can be kept without leaving what it was trained on.
+    frame_rate: pixel frames a second.
+    chunk: latent frames made together, k or (first, k).
+    frames: latent frames of a clip in training: as many can be kept without leaving what it was
+      trained on.
     times: falling times of its denoising steps, the final 0 left out.
     first_times: those of the first chunk; () for the same.
     solver: name of the solver.
@@ -44,10 +45,10 @@ class Source:
   name: str
   model: VideoDiT
   params: dict
-  codec: Codec
+  codec: VideoCodec
   frame_shape: tuple[int, int, int]
   frame_rate: float
-  chunk: int
+  chunk: int | tuple[int, int]
   frames: int
   times: tuple[float, ...]
   first_times: tuple[float, ...]
@@ -71,15 +72,10 @@ def trained(reference, *, steps=None, clips=8) -> Source:
 
   Raises:
     FileNotFoundError, ValueError: if there is no such network, or it is not causal.
-    NotImplementedError: if its first chunk has another length.
   """
   network = generate.open_network(reference)
   if network.chunk is None:
     raise ValueError(f"{network.reference} is not causal: stream one trained with causal.chunk.")
-  if not isinstance(network.chunk, int):
-    raise NotImplementedError(
-      f"{network.reference} has chunks of {network.chunk} frames: only equal chunks are streamed."
-    )
   setting = network.setting(steps=steps)
   if setting.guidance != 1:
     raise ValueError(f"{network.reference} asks for guidance: stream a student, which has none.")
@@ -166,24 +162,28 @@ def random_weights(config, *, steps=None) -> Source:
   )
 
 
-def make_engine(source, *, window=None, sink=None, dtype="float32", **options) -> Engine:
+def make_engine(
+  source, *, window=None, sink=None, positions="relative", recache=False, dtype="float32", **options
+) -> Engine:
   """An `Engine` of a source.
 
   Args:
     source: a `Source`.
     window: latent frames of the past that are kept; None: as many as a chunk saw in training.
-    sink: first frames that are kept for ever; None: as in training.
+    sink: first latent frames that are kept for ever; None: as in training.
+    positions: where frames stand, see `CachePolicy`. "capped": the sink never gets farther away
+      than it is when the window has just filled up.
+    recache: whether a new prompt computes the cache anew, see `CachePolicy`.
     dtype: of the cache.
     **options: of `Engine`: sessions, overlap, history, autosave ..
   """
   mask = source.mask
-  seen = source.frames - source.chunk if mask is None else mask.size - 1
-  policy = CachePolicy(
-    window=max(seen, 1) if window is None else window,
-    sink=sink if sink is not None else 0 if mask is None else mask.sink,
-    positions="relative",
-    dtype=dtype,
-  )
+  chunk = source.chunk if isinstance(source.chunk, int) else source.chunk[1]
+  seen = source.frames - chunk if mask is None else mask.size - 1
+  window = max(seen, 1) if window is None else window
+  sink = sink if sink is not None else 0 if mask is None else mask.sink
+  cap = sink + window if positions == "capped" else None
+  policy = CachePolicy(window, sink, positions=positions, cap=cap, dtype=dtype, recache=recache)
   rule = TEACHER_FORCING if mask is None else TEACHER_FORCING & mask
   most = max(4, len(source.times), len(source.first_times))
   own = {"solver": source.solver, "context": source.context, "text": source.embed}

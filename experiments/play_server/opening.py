@@ -41,6 +41,10 @@ def open_world(reference: str, *, sessions: int, window: int | None = None) -> W
   reads_text = bool(source.model.text_dim)
   # A network that was trained for a list of times knows no steps beyond it.
   most = len(setting.times) + 1 if setting.times else max(FEW, setting.steps)
+  if not isinstance(source.chunk, int):
+    raise NotImplementedError(
+      f"{source.name} has chunks of {source.chunk} frames: only equal chunks are played."
+    )
   window = window or max(source.frames - source.chunk, 1)
   begins = Begins(data["path"], network.context)
   controls = controls_of(info) if source.model.action_dim else ()

@@ -1,7 +1,6 @@
 """experiments.stream: engines from runs and from architectures, its report, when it fails."""
 
 import dataclasses
-import importlib
 import json
 import pathlib
 import subprocess
@@ -11,7 +10,7 @@ import av
 import jax
 import numpy as np
 import pytest
-from absl import flags
+from entry_point import flags_set, imported_alone
 
 from configs import synthetic_causal
 from configs.doom import stream_gpu
@@ -19,22 +18,8 @@ from experiments import setup, streams
 from vidstep.metrics.streaming import StreamReport, summary
 from vidstep.training.checkpoint import Checkpoints
 
-
-def imported_alone(name, *own):
-  """An entry point with flags that another one in this process defines for itself."""
-  others = {flag: flags.FLAGS[flag] for flag in set(own) & set(flags.FLAGS)}
-  for flag in others:
-    delattr(flags.FLAGS, flag)
-  module = importlib.import_module(name)
-  for flag in own:
-    delattr(flags.FLAGS, flag)
-  for flag, definition in others.items():
-    flags.FLAGS[flag] = definition
-  return module
-
-
-stream = imported_alone("experiments.stream", "frames", "out")
 ROOT = pathlib.Path(__file__).parents[2]
+stream = imported_alone("experiments.stream")
 TIMES = summary([0.01, 0.02])
 
 
@@ -130,7 +115,6 @@ def test_a_causal_run_streams_from_its_checkpoint(tmp_path):
   ],
 )
 def test_a_stream_that_is_not_constant_fails(changes, words):
-  flags.FLAGS.mark_as_parsed()
   stream._judge(report(), [])
   with pytest.raises(ValueError, match=words):
     stream._judge(report(**changes), [])
@@ -139,7 +123,6 @@ def test_a_stream_that_is_not_constant_fails(changes, words):
 
 
 def test_bad_flags_are_one_sentence(source, tmp_path):
-  flags.FLAGS.mark_as_parsed()
   with pytest.raises(ValueError, match="Give --network"):
     stream._source()
   np.save(tmp_path / "a.npy", np.zeros((5, 2), np.float32))
@@ -147,26 +130,10 @@ def test_bad_flags_are_one_sentence(source, tmp_path):
     (str(tmp_path / "a.npy"), ValueError, "wants"),
     ("sideways", FileNotFoundError, "recorded or random"),
   ):
-    with flags_set(actions=value), pytest.raises(error, match=words):
+    with flags_set(stream, actions=value), pytest.raises(error, match=words):
       stream._recorded(source)
-  with flags_set(actions="recorded"):
+  with flags_set(stream, actions="recorded"):
     assert stream._recorded(source) is source.actions
-
-
-class flags_set:
-  """Flags with other values for a while."""
-
-  def __init__(self, **values):
-    self._values = values
-
-  def __enter__(self):
-    self._old = {name: flags.FLAGS[name].value for name in self._values}
-    for name, value in self._values.items():
-      flags.FLAGS[name].value = value
-
-  def __exit__(self, *_):
-    for name, value in self._old.items():
-      flags.FLAGS[name].value = value
 
 
 def test_the_gpu_architecture_is_as_large_as_it_says():

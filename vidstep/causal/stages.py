@@ -23,7 +23,7 @@ def measure_stages(engine, *, runs=30, warmup=3, text="a prompt") -> dict:
     engine: an `Engine`.
     runs: samples of each stage.
     warmup: calls before them that are not counted.
-    text: prompt for the text stage, which is left out of an engine without text.
+    text: prompt for the text stage, which is left out of an engine without text; None to spare it.
 
   Returns:
     {stage: quantiles in seconds}, see `vidstep.metrics.streaming.summary`.
@@ -51,7 +51,7 @@ def measure_stages(engine, *, runs=30, warmup=3, text="a prompt") -> dict:
   for _ in range(math.ceil(engine.max_window / c)):  # a full cache, as in a long stream
     _, cache = programs.generate(params, cache, told)
   for i in range(runs + warmup):
-    if engine._text is not None:
+    if engine._text is not None and text is not None:
       timed("text", embed, engine._text, f"{text} {i}")  # a new one each time: encoders remember
     timed("denoise, a step", read, params, x, t, cond, cache)
     cache = timed("append", append, params, cache, x, cond)

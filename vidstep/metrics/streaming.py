@@ -27,6 +27,8 @@ QUANTILES = (50, 90, 95, 99)
 class Recorder:
   """Collects the chunks of streams; `report` says what they amount to at that moment.
 
+  All frames here are pixel frames.
+
   Args:
     frame_rate: frames a second that the video is meant to be shown at.
     keep: chunks that are remembered, the latest of each session; None: all.
@@ -107,8 +109,8 @@ class StreamReport:
   Times with quantiles are dicts {"p50", "p90", "p95", "p99", "mean", "max", "count"}.
 
   Attributes:
-    frame_rate: that the video is meant for.
-    frames: frames counted, of all sessions.
+    frame_rate: pixel frames a second that the video is meant for.
+    frames: pixel frames counted, of all sessions.
     sessions: streams.
     first_frame: {"warm": quantiles over sessions}, and "cold" if it was measured.
     chunk_latency, frame_interval, amortised_interval, jitter, action_to_photon: see above.
@@ -167,7 +169,7 @@ class StreamReport:
       numbers = (f"{1e3 * q[k]:.2f}" for k in ("p50", "p95", "p99", "max", "mean"))
       lines.append(f"| {name} | {' | '.join(numbers)} |")
     facts = [
-      ("frames, sessions", f"{self.frames}, {self.sessions}"),
+      ("pixel frames, sessions", f"{self.frames}, {self.sessions}"),
       ("FPS of a session; at p95", f"{self.fps:.1f}; {self.fps_p95:.1f}"),
       (f"real-time factor at {self.frame_rate:g} frames a second", f"{self.real_time_factor:.2f}"),
       ("deadline misses", f"{self.misses['count']} ({self.misses['rate']:.2%})"),
@@ -175,7 +177,7 @@ class StreamReport:
     if "cold" in self.first_frame:
       facts.append(("time to first frame, cold", f"{self.first_frame['cold']:.2f} s"))
     if self.cache_bytes is not None:
-      facts.append(("cache of a session", _mib(self.cache_bytes)))
+      facts.append(("cache and codec of a session", _mib(self.cache_bytes)))
     if self.memory is not None:
       first, last = _mib(self.memory["first"]), _mib(self.memory["last"])
       facts.append(("resident memory, first and last tenth", f"{first}, {last}"))
