@@ -82,6 +82,12 @@ def test_going_from_latent_to_latent_is_one_pass_over_all_frames():
       np.testing.assert_allclose(jax.jit(partial(run, vae))(PARAMS, x), want, atol=1e-12)
 
 
+@pytest.mark.parametrize(("at_once", "sizes"), [(3, (7,)), (3, (2, 3, 2)), (9, (1, 5, 1))])
+def test_several_latents_in_one_pass_are_one_after_the_other(at_once, sizes):
+  run = jax.jit(partial(vaes.decode_chunk, VAE, at_once=at_once))
+  np.testing.assert_allclose(in_chunks(run, LATENTS, sizes), decode(PARAMS, LATENTS), atol=2e-6)
+
+
 def check_memory(forget):
   got = in_chunks(decode_chunk, LATENTS, (1,) * 7, forget)
   np.testing.assert_allclose(got, decode(PARAMS, LATENTS), atol=1e-3)

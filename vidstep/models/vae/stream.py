@@ -58,7 +58,7 @@ def encode_chunk(vae, params, video: jax.Array, state=None):
   return _run(vae, params, "encode", video, state, time)
 
 
-def decode_chunk(vae, params, latents: jax.Array, state=None):
+def decode_chunk(vae, params, latents: jax.Array, state=None, *, at_once: int = 1):
   """Decodes the next latents of a clip. Two calls compile twice: the first one, and all others.
 
   Args:
@@ -66,11 +66,14 @@ def decode_chunk(vae, params, latents: jax.Array, state=None):
     params: its parameters.
     latents: [B, n, h, w, C] normalised.
     state: what the previous call returned; None starts a clip.
+    at_once: latents of one pass, after the first of a clip, which is alone. The result is the same
+      to rounding. More of them take as much more memory; on an accelerator they read and write the
+      past of every convolution once for all.
 
   Returns:
     ([B, 1 + 4 (n-1) or 4 n, 8 h, 8 w, 3] in [-1, 1] float32, state).
   """
-  return _run(vae, params, "decode", latents, state, 1)
+  return _run(vae, params, "decode", latents, state, at_once)
 
 
 def slice_to_read(vae, start: int, stop: int) -> tuple[slice, int]:
@@ -124,7 +127,7 @@ def factors(vae) -> tuple[int, int]:
 
 
 def _run(vae, params, method, x, state, stride):
-  """One step for every `stride` frames of x; the first of a clip takes one frame."""
+  """Steps of `stride` frames of x; the first of a clip takes one frame, the last what is left."""
 
   def step(state, x):
     variables = {"params": params} if state is None else {"params": params, STREAM: state}
@@ -135,9 +138,13 @@ def _run(vae, params, method, x, state, stride):
   if state is None:
     state, y = step(None, x[:, :1])
     parts, x = [y], x[:, 1:]
-  if x.shape[1]:
-    x = x.reshape(x.shape[0], -1, stride, *x.shape[2:])
-    state, y = jax.lax.scan(step, state, jnp.moveaxis(x, 1, 0))
+  whole = x.shape[1] // stride * stride
+  if whole:
+    steps = x[:, :whole].reshape(x.shape[0], -1, stride, *x.shape[2:])
+    state, y = jax.lax.scan(step, state, jnp.moveaxis(steps, 1, 0))
     y = jnp.moveaxis(y, 0, 1)
     parts.append(y.reshape(y.shape[0], -1, *y.shape[3:]))
+  if whole < x.shape[1]:
+    state, y = step(state, x[:, whole:])
+    parts.append(y)
   return (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)), state
