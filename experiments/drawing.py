@@ -4,17 +4,18 @@ import jax
 import jax.numpy as jnp
 
 from experiments.networks import causal_of
+from experiments.objectives import null_of
 from vidstep import samplers
 from vidstep.causal.rollout import rollout
 from vidstep.models.cond import null_cond
 
 
 def make_sample_fn(setup):
-  """Draws videos as the config's `eval` says.
+  """Draws latents as the config's `eval` says.
 
   Returns:
-    sample(params, batch, key) -> (real, drawn), videos [B, T, H, W, 3] in [-1, 1] of all frames,
-    the context included; `params` are the first role's, `batch` a prepared `Batch`. Pure.
+    sample(params, batch, key) -> latents [B, F, h, w, C] of all frames, the context included;
+    `params` are the first role's, `batch` a prepared `Batch`. Pure.
   """
   settings, role = setup.config["eval"], setup.objective.roles[0]
   steps, few = settings["steps"], tuple(settings["times"])
@@ -28,18 +29,18 @@ def make_sample_fn(setup):
     first_times=settings.get("first_times", ()),
     solver=settings["solver"],
     guidance=settings["guidance"],
+    null=null_of(setup.config, setup.loader),
   )
-
-  def sample(params, batch, key):
-    drawn = draw(params, batch, key)
-    context = [] if batch.cond.context is None else [batch.cond.context]
-    whole = lambda x: setup.codec.decode(jnp.concatenate([*context, x], axis=1))
-    return whole(batch.x0), whole(drawn)
-
-  return sample
+  return lambda params, batch, key: behind_context(batch, draw(params, batch, key))
 
 
-def make_draw(way, times, *, first_times=(), solver, guidance):
+def behind_context(batch, x):
+  """Frames x [B, F, h, w, C] behind the context of a batch, if it has one."""
+  context = batch.cond.context
+  return x if context is None else jnp.concatenate([context, x], axis=1)
+
+
+def make_draw(way, times, *, first_times=(), solver, guidance, null=null_cond):
   """Sampling as a pure function.
 
   Args:
@@ -49,6 +50,7 @@ def make_draw(way, times, *, first_times=(), solver, guidance):
     first_times: intermediate times of the first chunk, if they differ.
     solver: name in `samplers.SOLVERS`.
     guidance: weight; 1 is none.
+    null: cond -> cond, what guidance compares with.
 
   Returns:
     draw(params, batch, key) -> latents [B, F, H, W, C] of the frames after the context.
@@ -61,12 +63,13 @@ def make_draw(way, times, *, first_times=(), solver, guidance):
     noise = jax.random.normal(noise_key, batch.x0.shape)
     if way.chunk is None:
       given = lambda cond: lambda x, t, **s: velocity(params, x, t, cond, **s)
-      field = samplers.guided(given(batch.cond), given(null_cond(batch.cond)), guidance)
+      other = batch.cond if guidance == 1 else null(batch.cond)
+      field = samplers.guided(given(batch.cond), given(other), guidance)
       return samplers.sample(field, noise, times, solver=solver, key=key)
     context = batch.cond.context
     network = way.network(noise.shape[1] + (0 if context is None else context.shape[1]))
     how = {"times": times[:-1].tolist(), "first_times": first, "context": way.context}
-    how |= {"solver": solver, "guidance": guidance, "chunk": way.chunk}
+    how |= {"solver": solver, "guidance": guidance, "unconditional": null, "chunk": way.chunk}
     return rollout(network, params, noise, batch.cond, key, **how)[0]
 
   return draw

@@ -87,9 +87,10 @@ def main(argv):
   if not MODEL.value or not OUT.value or bool(PROMPTS.value) == bool(VIDEOS.value):
     raise ValueError("Give --model, --out, and either --prompts=file or --videos=folder.")
   part, mesh = parse_part(PART.value), local_mesh(FSDP.value, SEQUENCE.value)
-  batch = BATCH.value or mesh.shape["data"] * mesh.shape["fsdp"]
-  if batch % (mesh.shape["data"] * mesh.shape["fsdp"]):
-    raise ValueError(f"--batch={batch} is not divided by the devices that share it: {mesh.shape}.")
+  devices = mesh.shape["data"] * mesh.shape["fsdp"]
+  batch = BATCH.value or devices
+  if batch % devices:
+    raise ValueError(f"--batch={batch} does not divide among {devices} devices.")
   job = from_prompts(mesh, batch) if PROMPTS.value else from_videos(mesh, batch)
   layout = {"splits": job["splits"], "shard_items": SHARD_ITEMS.value}
   if shards.is_made(OUT.value, job["request"], **layout):

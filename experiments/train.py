@@ -33,9 +33,10 @@ from tqdm import tqdm
 from experiments import flags as shared
 from experiments import setup as build
 from experiments.batches import sample_batch
-from experiments.drawing import make_sample_fn
+from experiments.drawing import behind_context, make_sample_fn
 from experiments.fingerprint import fingerprint
 from experiments.frozen import load_frozen
+from experiments.preview import make_show
 from vidstep.parallel import processes
 from vidstep.parallel.mesh import AXES, make_mesh
 from vidstep.parallel.sharding import (
@@ -181,19 +182,29 @@ def train(config, workdir, *, wandb=None, profile=None):
   seeds, look_every = watched["samples"], watched["every"] or settings["sample_every"]
   draw = jax.jit(make_sample_fn(run), out_shardings=everywhere)
   repeated = lambda x: jnp.tile(x, (seeds,) + (1,) * (x.ndim - 1))
-  shown = processes.place(jax.tree.map(repeated, sample_batch(run)), everywhere)
+
+  @functools.cache
+  def reference():
+    """The conditions, each once and repeated, what draws latents, and the real videos."""
+    batch = sample_batch(run)
+    show, sentence = make_show(run)
+    if sentence:
+      say(sentence)
+    real = np.asarray(show(behind_context(batch, batch.x0)))
+    return processes.place(jax.tree.map(repeated, batch), everywhere), show, real
 
   def look(step):
     """What a probe of the samples measures; their picture at every sample_every-th step."""
     params = all_networks(state, frozen, run.adapters)[f"{objective.roles[0]}.ema"]
-    videos = jax.device_get(draw(params, shown, key))
-    real, drawn = (x.reshape(seeds, -1, *x.shape[1:]) for x in videos)
+    shown, show, real = reference()
+    drawn = np.asarray(show(draw(params, shown, key)))
+    drawn = drawn.reshape(seeds, -1, *drawn.shape[1:])
     if due(step, settings["sample_every"]) and lead:
-      picture = side_by_side(real[0], drawn[0])
+      picture = side_by_side(real, drawn[0])
       (workdir / "samples").mkdir(exist_ok=True)
       Image.fromarray(picture).save(workdir / "samples" / f"step_{step:07d}.png")
       log.image(step, "samples", picture)
-    return probe(real[0], drawn, context=config["data"]["context"])
+    return probe(real, drawn, context=config["data"]["context"])
 
   def due(step, every):
     return every > 0 and (step == 1 or step % every == 0 or step == stop)

@@ -5,6 +5,7 @@ a clip is read from its beginning, never from its middle.
 """
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,12 @@ def example(latents, text, *, caption: str, index: int, source: str) -> dict:
     "source": source,
     "index": index,
   }
+
+
+def is_dataset(path: str | None) -> bool:
+  """Whether a finished dataset of latents lies at `path`."""
+  file = Path(path or "") / "metadata.json"
+  return file.is_file() and json.loads(file.read_text()).get("kind") == KIND
 
 
 def without_padding(text) -> np.ndarray:
