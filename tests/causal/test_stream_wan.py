@@ -3,12 +3,16 @@
 import json
 
 import av
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from entry_point import flags_set, imported_alone
 from wan_release import make_release
 
 from experiments import stream_wan, streams
+from vidstep.causal.rollout import rollout
+from vidstep.models.cond import Cond
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 stream = imported_alone("experiments.stream")
@@ -63,6 +67,29 @@ def test_a_prompt_holds_from_the_first_chunk_behind_its_frame(folder, script):
   # The chunk at 17 was begun under the first prompt; the next one begins at 25.
   assert differs[:4] == [False] * 4 and all(differs[4:])
   assert np.std(frames[0][-1]) > 1
+  check_frames_are_the_rollout_decoded_at_once(source, engine, np.concatenate(frames[1]))
+
+
+def check_frames_are_the_rollout_decoded_at_once(source, engine, frames):
+  """One step a chunk: noise of its own, then no more randomness."""
+  noise, start = [], 0
+  while len(noise) < 9:
+    length = 2 if start else 1
+    _, key = jax.random.split(jax.random.fold_in(jax.random.key(5), start))
+    noise.append(jax.random.normal(key, (length, *source.frame_shape)))
+    start += length
+
+  @jax.jit
+  def whole(params, codec, noise, text):
+    how = {"chunk": source.chunk, "times": source.times}
+    x0, _ = rollout(engine.network, params, noise, Cond(text=text), jax.random.key(0), **how)
+    return jnp.round((codec.decode(x0)[0] + 1) * 127.5)
+
+  text, mask = source.embed(["a cat"])
+  assert mask is None
+  want = whole(source.params, source.codec, jnp.concatenate(noise)[None], text)
+  off = np.abs(frames - np.asarray(want))
+  assert len(frames) == 65 and off.max() <= 1 and (off > 0).mean() < 1e-3
 
 
 def test_times_follow_from_steps_and_shift(folder):

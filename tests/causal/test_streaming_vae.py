@@ -204,6 +204,16 @@ def check_streams_go_on_exactly(engine, whole, tmp_path):
   np.testing.assert_array_equal(pixels(again), pixels(want))
 
 
+def test_memory_is_constant(engine):
+  session = engine.open(seed=4, times=TIMES)
+  play(engine, [session], 8)
+  engine.latents.clear()  # this test's own
+  before = len(jax.live_arrays())
+  play(engine, [session], 20)
+  engine.latents.clear()
+  assert len(jax.live_arrays()) <= before and len(session._history) == 4
+
+
 def test_a_stream_behind_a_context_goes_on_from_it(whole):
   """The decoder begins with the context's latents, so that no later chunk is a clip's start."""
   engine = recorded(build(context_frames=5, sessions=1, chunk=(1, 2)))
