@@ -19,7 +19,8 @@ from configs import synthetic
 from configs.wan import teacher_forcing
 from experiments import batches, preview, train
 from vidstep.data import latents
-from vidstep.data.builder import describe
+from vidstep.data.builder import describe, read_split
+from vidstep.data.video_io import save_video
 from vidstep.io import load_wan
 from vidstep.models.vae import VAECodec
 from vidstep.training.log import read_metrics
@@ -80,6 +81,24 @@ def test_the_dataset_says_where_it_comes_from(data, release):
 
 def test_the_command_refuses_other_settings(data, flags):
   assert re.search(r"other settings \(seed=0, now 1\)", synthesize(*flags, "--seed=1", ok=False))
+
+
+def test_a_folder_of_videos_becomes_latents_by_the_command(release, tmp_path):
+  rng, videos = np.random.default_rng(0), tmp_path / "videos"
+  for name in ("a", "b", "c"):
+    video = rng.integers(0, 256, (12, 20, 20, 3), dtype=np.uint8)
+    save_video(videos / f"{name}.mp4", video, 32)
+  (videos / "b.mp4").write_bytes((videos / "b.mp4").read_bytes()[:300])
+  (videos / "a.txt").write_text("a cat")
+  said = synthesize(
+    f"--model={release}", f"--videos={videos}", f"--out={tmp_path / 'd'}", "--size=16x16",
+    "--frames=5", "--test=0", "--dtype=float32",
+  )  # fmt: skip
+  assert "2 train examples of 2x2x2x4 latents" in said and "1 left out: " in said
+  meta, source = describe(tmp_path / "d"), read_split(tmp_path / "d", "train")
+  assert meta["provenance"] == "Encoded from the videos of videos" and meta["without_caption"] == 2
+  stored = {clip["source"].decode(): clip["caption"].decode() for clip in (source[0], source[1])}
+  assert stored == {"a.mp4": "a cat", "c.mp4": ""}
 
 
 def configure(data, release, **settings):

@@ -136,6 +136,18 @@ def test_kill_9_at_any_moment_and_the_same_command_ends_in_the_same_bytes(whole,
   assert content(tmp_path / "d") == whole
 
 
+def test_two_processes_at_the_same_part_do_the_same_twice(whole, tmp_path):
+  path, told = tmp_path / "d", []
+
+  def late(items):
+    if not told:
+      told.append(grow(path))  # the other one makes everything meanwhile
+    return make(items)
+
+  assert grow(path, late)
+  assert told == [True] and content(path) == whole
+
+
 def test_items_may_give_several_examples_or_none(tmp_path):
   def some(items):
     return [Item([], "broken") if i % 3 == 1 else Item(make([i])[0].examples * 2) for i in items]

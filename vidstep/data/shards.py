@@ -101,9 +101,9 @@ def write_shards(
 
   done, total = sum(shard.finished() for shard in mine), sum(len(shard.items) for shard in mine)
   on_items(done, total)
-  for shard in mine:
-    if shard.file.exists():
-      continue
+
+  def fill(shard):
+    nonlocal done
     for start in range(shard.items.start, shard.items.stop, batch):
       items = range(start, min(start + batch, shard.items.stop))
       missing = [item for item in items if not shard.item(item).exists()]
@@ -115,6 +115,14 @@ def write_shards(
       done += len(missing)
       on_items(done, total)
     shard.seal()
+
+  for shard in mine:
+    try:
+      if not shard.file.exists():
+        fill(shard)
+    except FileNotFoundError:  # two processes made the same shard, and the other one was faster
+      if not shard.file.exists():
+        raise
   return _finish(path, name, features, splits, shards, {**meta, "request": request})
 
 
@@ -188,18 +196,16 @@ class _Shard(NamedTuple):
 
   def seal(self) -> None:
     """Gathers the finished items in the file of the shard."""
-    skipped, examples, size = {}, 0, 0
+    items = {str(item): _read_item(self.item(item)) for item in self.items}
+    records = [record for own, _ in items.values() for record in own]
     partial = _partial(self.file)
     writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
-    for item in self.items:
-      records, reason = _read_item(self.item(item))
-      for record in records:
-        writer.write(record)
-      examples, size = examples + len(records), size + sum(map(len, records))
-      if reason is not None:
-        skipped[str(item)] = reason
+    for record in records:
+      writer.write(record)
     writer.close()
-    write_whole(self.note, json.dumps({"examples": examples, "bytes": size, "skipped": skipped}))
+    skipped = {item: reason for item, (_, reason) in items.items() if reason is not None}
+    note = {"examples": len(records), "bytes": sum(map(len, records)), "skipped": skipped}
+    write_whole(self.note, json.dumps(note))
     _sync(partial)
     os.replace(partial, self.file)
     for item in self.items:
