@@ -7,7 +7,7 @@ import pytest
 from mutation import assert_caught, mutant
 from toy_world import ToyNetwork, toy_params
 
-from vidstep.causal import batch, streaming
+from vidstep.causal import batch, programs, streaming
 from vidstep.models.vae import TinyDecoder, VAECodec, WanVAE
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -202,6 +202,32 @@ def check_streams_go_on_exactly(engine, whole, tmp_path):
   restored = engine.restore(tmp_path / "a")
   (again,) = play(engine, [restored], 2)
   np.testing.assert_array_equal(pixels(again), pixels(want))
+
+
+def check_weights_are_arguments(module):
+  params = toy_params(jax.random.key(0), channels=2, action_dim=32)
+  run = module.Programs(
+    ToyNetwork(action_dim=32), WAN, params, sessions=1, first=2, chunk=2, frame_shape=FRAME,
+    context_frames=0, text={}, solver="consistency", context="clean",
+  )  # fmt: skip
+  told = {"seed": np.uint32([0]), "frame": np.int32([0]), "times": np.float32([TIMES])}
+  told |= {"steps": np.int32([2]), "window": np.int32([4]), "actions": np.zeros((1, 2, 32), "f4")}
+  state = jax.eval_shape(run.start, params, WAN, {})
+  x = jax.ShapeDtypeStruct((1, 2, *FRAME), jnp.float32)
+  traced = [
+    run.generate.trace(params, state.cache, told),
+    run.decode.trace(WAN, x, state.codec),
+    run.decode_first.trace(WAN, x, np.int32(0), np.int32(0), state.codec),
+  ]
+  baked = sum(np.size(a) for one in traced for a in one.jaxpr.consts)
+  assert baked < 32, f"{baked} numbers are baked into the programs"
+
+
+def test_weights_are_arguments_of_the_programs():
+  check_weights_are_arguments(programs)
+  for name, given in (("decode", "codec, latents"), ("generate", "params, cache")):
+    baked = mutant(programs, f"def {name}({given}", f"def {name}(_, {given.split(', ')[1]}")
+    assert_caught(check_weights_are_arguments, baked)
 
 
 def test_memory_is_constant(engine):
