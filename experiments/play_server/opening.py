@@ -45,6 +45,11 @@ def open_world(reference: str, *, sessions: int, window: int | None = None) -> W
     raise NotImplementedError(
       f"{source.name} has chunks of {source.chunk} frames: only equal chunks are played."
     )
+  if source.codec.factors[0] > 1:
+    raise NotImplementedError(
+      f"{source.name} has {source.codec.factors[0]} pixel frames to a latent frame: play shows "
+      "codecs of single frames; `python -m experiments.stream` streams it."
+    )
   window = window or max(source.frames - source.chunk, 1)
   begins = Begins(data["path"], network.context)
   controls = controls_of(info) if source.model.action_dim else ()
