@@ -90,6 +90,8 @@ def run(main, *, distributed=False):
     except (ValueError, FileNotFoundError, NotImplementedError, ImportError) as error:
       if _DEBUG.value:
         traceback.print_exc()
+      if processes.lost(error):
+        processes.failed(error)
       processes.leave(f"{error}\n(--debug shows where this came from)")
     except KeyboardInterrupt:
       if _DEBUG.value:

@@ -8,6 +8,7 @@ import collections
 import json
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -273,21 +274,25 @@ def leave(sentence, status=1):
   os._exit(status)
 
 
-def failed(error):
-  """Ends this process because of an error that the others need not have; among one: does nothing.
+def lost(error):
+  """Whether an exception says that a collective failed: then another process is gone."""
+  words = str(error)
+  return (
+    jax.distributed.is_initialized()
+    and re.match(r"[A-Z_]+: ", words) is not None  # a status of the runtime
+    and re.search(r"gloo|nccl|connection|unavailable|heartbeat|deadline", words, re.I) is not None
+  )
 
-  Args:
-    error: the exception. A collective that failed means that another process is gone.
-  """
+
+def failed(error):
+  """Ends this process because of an error that the others need not have; alone: does nothing."""
   if not jax.distributed.is_initialized():
     return
-  lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
-  if not lost:
-    traceback.print_exception(error)
   reason = " ".join(str(error).split())[:300]
-  if lost:
+  if lost(error):
     leave(
       f"another process has ended or is out of reach; its own log says why ({reason}). Start all "
       "processes again: the same command goes on from the last checkpoint."
     )
+  traceback.print_exception(error)
   leave(f"{type(error).__name__}: {reason}")

@@ -1,0 +1,204 @@
+"""experiments.train as several processes: one's numbers, saved once, killed, stopped, resumed."""
+
+import json
+import shutil
+import textwrap
+
+import numpy as np
+import pytest
+from together import Together
+
+from experiments import train
+from vidstep.parallel import processes
+from vidstep.training.log import MetricsLog, read_metrics
+
+STEPS, SAVED = 24, 8
+
+CONFIG = """
+  from configs import synthetic
+
+  def get_config(arg=None):
+    config = synthetic.get_config("tiny")
+    config.data.path = "synthetic:clips=16,frames=4,size=16"
+    config.objective = {"name": "flow_matching"}
+    config.train.update(steps=24, save_every=8, keep=9)
+    return config
+"""
+
+STUDENT = """
+  from configs import synthetic
+  from configs.common import net
+
+  def get_config(arg=None):
+    config = synthetic.get_config("tiny")
+    config.data.path = "synthetic:clips=16,frames=4,size=16"
+    config.objective = {{"name": "dcm"}}
+    config.nets = {{name: net("{teacher}:model:ema@8") for name in ("teacher", "student")}}
+    config.optim.warmup = 0
+    config.mesh.update(data=1, fsdp=4)
+    config.train.update(steps=4, save_every=4, sample_every=4)
+    config.eval.steps = 1
+    return config
+"""
+
+TRAIN = """
+import runpy, sys
+runpy.run_module("experiments.train", run_name="__main__")
+"""
+
+# Sends itself a signal after step 10, when the checkpoint of step 8 is whole.
+SIGNALLED = """
+import os, pathlib, signal, sys, time
+from vidstep.parallel import processes
+workdir = next(pathlib.Path(w.partition("=")[2]) for w in sys.argv if w.startswith("--workdir"))
+
+def reached(self, step, reached=processes.Preemption.reached):
+  if INDEX == 1 and step == 10:
+    give_up = time.monotonic() + 60
+    while not (workdir / "checkpoints" / "8").is_dir() and time.monotonic() < give_up:
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.{signal})
+  if step > 10:
+    time.sleep(0.4)  # the news needs a moment, and there are few steps
+  return reached(self, step)
+
+processes.Preemption.reached = reached
+"""
+
+
+def rows(workdir):
+  """The metrics of all steps without the clock."""
+  return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(workdir)]
+
+
+def meta(workdir, step):
+  """What a checkpoint says of itself, checksums of all its parts included."""
+  return json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+
+
+def names(workdir):
+  """Everything a run leaves, by name, down to the parts of checkpoints."""
+  found = (p.relative_to(workdir) for p in workdir.rglob("*") if "events." not in p.name)
+  return sorted(str(p) for p in found if len(p.parts) <= 3)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """(folder, cache of compiled programs, config file) of this module."""
+  folder = tmp_path_factory.mktemp("processes")
+  config = folder / "config.py"
+  config.write_text(textwrap.dedent(CONFIG))
+  return folder, folder / "cache", config
+
+
+@pytest.fixture(scope="module")
+def one(place):
+  """The run of one process with two devices."""
+  folder, cache, config = place
+  words = [f"--config={config}", f"--workdir={folder / 'one'}"]
+  status, texts, _ = Together(folder, cache, TRAIN, words, count=1, devices=2).finish()
+  assert status == [0], texts
+  return folder / "one"
+
+
+def test_two_processes_train_the_numbers_of_one_bit_for_bit_though_one_is_killed(place, one):
+  folder, cache, config = place
+  words = [f"--config={config}", f"--workdir={folder / 'two'}"]
+  code = SIGNALLED.format(signal="SIGKILL") + TRAIN
+  status, texts, seconds = Together(folder, cache, code, words).finish()
+  assert status == [1, -9], texts
+  assert "process 0 of 2: another process has ended or is out of reach" in texts[0]
+  assert "the same command goes on from the last checkpoint" in texts[0]
+  assert seconds < 60
+  status, texts, _ = Together(folder, cache, TRAIN, words).finish()
+  assert status == [0, 0], texts
+  assert f"resuming {folder / 'two'} at step 8" in texts[0]
+  assert "step" not in texts[1]  # the second process has nothing to say
+  assert rows(folder / "two") == rows(one) and len(rows(one)) == STEPS
+  assert meta(folder / "two", STEPS) == meta(one, STEPS)
+  assert names(folder / "two") == names(one)
+
+
+def test_sigterm_to_one_of_two_saves_in_both_and_one_process_goes_on(place, one):
+  folder, cache, config = place
+  workdir = folder / "stopped"
+  shutil.copytree(one, workdir)  # one process began it, two go on
+  for step in (16, STEPS):
+    shutil.rmtree(workdir / "checkpoints" / str(step))
+  words = [f"--config={config}", f"--workdir={workdir}"]
+  code = SIGNALLED.format(signal="SIGTERM") + TRAIN
+  status, texts, _ = Together(folder, cache, code, [*words, "--preempted_status=75"]).finish()
+  assert status == [75, 75], texts
+  last = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
+  assert 10 < last < STEPS and last == len(rows(workdir))
+  assert (
+    f"SIGTERM: saved at step {last}" in texts[0] and f"resuming {workdir} at step 8" in texts[0]
+  )
+  status, texts, _ = Together(folder, cache, TRAIN, words, count=1, devices=2).finish()
+  assert status == [0], texts
+  assert f"resuming {workdir} at step {last}" in texts[0]
+  assert rows(workdir) == rows(one) and meta(workdir, STEPS) == meta(one, STEPS)
+
+
+def test_weights_cut_across_processes_beside_a_frozen_network_agree_to_rounding(place, one):
+  folder, cache, _ = place
+  config = folder / "student.py"
+  config.write_text(textwrap.dedent(STUDENT.format(teacher=one)))
+  for name, count in (("student_one", 1), ("student_two", 2)):
+    words = [f"--config={config}", f"--workdir={folder / name}"]
+    run = Together(folder, cache, TRAIN, words, count=count, devices=4 // count)
+    status, texts, _ = run.finish()
+    assert status == [0] * count, texts
+  straight, cut = rows(folder / "student_one"), rows(folder / "student_two")
+  assert straight[0].keys() == cut[0].keys() and "probe/spread" in cut[0]
+  for a, b in zip(straight, cut, strict=True):
+    np.testing.assert_allclose([*a.values()], [*b.values()], rtol=1e-3, atol=1e-6)
+  assert names(folder / "student_one") == names(folder / "student_two")
+
+
+def test_a_loader_that_ignores_its_share_is_noticed(place, one):
+  folder, cache, config = place
+  words = [f"--config={config}", f"--workdir={folder / 'mutant'}", "--config.train.steps=2"]
+  code = """
+from vidstep.data import loader
+create = loader.Loader.__init__
+def whole(self, *args, shard, **kwargs):
+  create(self, *args, shard=(0, shard[1]), **kwargs)
+loader.Loader.__init__ = whole
+"""
+  status, texts, _ = Together(folder, cache, code + TRAIN, words).finish()
+  assert status == [0, 0], texts
+  assert rows(folder / "mutant") != rows(one)[:2]
+
+
+def test_a_process_that_was_started_otherwise_is_named(place):
+  folder, cache, config = place
+  words = [f"--config={config}", f"--workdir={folder / 'differs'}"]
+  each = [words, [*words, "--config.optim.lr=0.5"]]
+  status, texts, _ = Together(folder, cache, TRAIN, each).finish()
+  assert status == [1, 1], texts
+  sentence = "Process 1 differs from process 0: config.optim.lr is 0.5 there and 0.001 in process 0"
+  assert all(sentence in text and "Traceback" not in text for text in texts)
+  assert not (folder / "differs").exists()
+
+
+def test_sigterm_to_a_single_process_saves_after_the_step(place, one, monkeypatch):
+  import os
+  import signal
+
+  from experiments import flags
+
+  workdir = place[0] / "alone"
+  before = signal.getsignal(signal.SIGTERM)
+
+  def write(self, step, values, write=MetricsLog.write):
+    write(self, step, values)
+    if step == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(MetricsLog, "write", write)
+  state = train.train(flags.load_config(str(place[2])), workdir)
+  assert int(state.step) == 2 and signal.getsignal(signal.SIGTERM) is before
+  assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]
+  monkeypatch.setattr(processes.Preemption, "reached", lambda self, step: step == 4)
+  assert int(train.train(flags.load_config(str(place[2])), workdir).step) == 4
