@@ -10,22 +10,28 @@ from vidstep.data import latents
 from vidstep.data.loader import Loader, data_info
 from vidstep.models.cond import Cond
 from vidstep.models.text import TextEncoder
+from vidstep.parallel import processes
+from vidstep.parallel.sharding import batch_sharding
 
 
-def make_loader(config, split="train", batch_size=None):
+def make_loader(config, split="train", batch_size=None, mesh=None):
   """This process's share of a split, as the config's `data` says.
 
   Args:
     config: the config as a dict.
     split: "train" (endless) or "test" (one pass).
     batch_size: over all processes; None takes data.batch_size.
+    mesh: says which samples this process's devices hold; None: processes take equal parts.
   """
   data = config["data"]
   if not data["path"]:
     raise ValueError(
       'No data: give --config.data.path, a folder made by experiments.record or "synthetic".'
     )
-  batch_size, count = batch_size or data["batch_size"], jax.process_count()
+  batch_size = batch_size or data["batch_size"]
+  index, count = jax.process_index(), jax.process_count()
+  if mesh is not None and count > 1:
+    index, count = processes.share(batch_sharding(mesh), batch_size)
   if batch_size % count:
     raise ValueError(f"data.batch_size={batch_size} is not divided by {count} processes.")
   return Loader(
@@ -34,7 +40,7 @@ def make_loader(config, split="train", batch_size=None):
     batch_size=batch_size // count,
     frames=data["frames"],
     seed=config["seed"],
-    shard=(jax.process_index(), count),
+    shard=(index, count),
     embed=text_encoder(data),
     text_tokens=data["text_tokens"] if holds_latents(data) else None,
   )

@@ -100,7 +100,7 @@ def build(config, mesh=None, *, data=True):
   check_keys(config)
   config["causal"] = dict.fromkeys(CAUSAL) | config.get("causal", {})
   codec = None if holds_latents(config["data"]) else load_codec(config["data"]["codec"])
-  loader = make_loader(config) if data else None
+  loader = make_loader(config, mesh=mesh) if data else None
   prepare, example = fit_to_data(config, codec, loader)
 
   velocities = {}

@@ -96,6 +96,7 @@ def train(config, workdir, *, wandb=None, profile=None):
   workdir = pathlib.Path(workdir)
   first, last = parse_profile(profile)
   mesh = make_mesh(*(config["mesh"][axis] for axis in AXES))
+  check_batch(config["data"]["batch_size"], mesh, config["train"]["accumulate"])
   run = build.build(config, mesh)
   config, objective, settings = run.config, run.objective, run.config["train"]
   lead = processes.is_first()
@@ -108,18 +109,17 @@ def train(config, workdir, *, wandb=None, profile=None):
     raise ValueError(f"diagnose.samples={watched['samples']}: draw each condition once or more.")
 
   # ----------------------------------------------------------------------------------------------
-  # Shardings
+  # Shardings, batches
   # ----------------------------------------------------------------------------------------------
-  check_batch(config["data"]["batch_size"], mesh, settings["accumulate"])
   spread = functools.partial(state_sharding, mesh=mesh, preset=config["mesh"]["rules"])
   by_sample, everywhere = batch_sharding(mesh), replicated(mesh)
   by_frame = frame_shardings(run.example, mesh)
   prepare = jax.jit(run.prepare, in_shardings=by_sample, out_shardings=by_frame)
 
   def next_batch():
-    local = next(run.loader)
-    place = functools.partial(jax.make_array_from_process_local_data, by_sample)
-    arrays = {k: place(v) for k, v in local.items() if k != "caption"}
+    size = config["data"]["batch_size"]
+    place = lambda x: jax.make_array_from_process_local_data(by_sample, x, (size, *x.shape[1:]))
+    arrays = {name: place(x) for name, x in next(run.loader).items() if name != "caption"}
     return prepare(arrays), run.loader.state()
 
   # ----------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from experiments import train
 from vidstep.parallel import processes
 from vidstep.training.log import MetricsLog, read_metrics
 
-STEPS, SAVED = 24, 8
+STEPS = 24
+MESH = {"data": 1, "fsdp": 1, "tensor": 2, "rules": "tensor"}
 
 CONFIG = """
   from configs import synthetic
@@ -162,13 +163,23 @@ def test_a_loader_that_ignores_its_share_is_noticed(place, one):
   code = """
 from vidstep.data import loader
 create = loader.Loader.__init__
-def whole(self, *args, shard, **kwargs):
+def whole(self, *args, shard=(0, 1), **kwargs):
   create(self, *args, shard=(0, shard[1]), **kwargs)
 loader.Loader.__init__ = whole
 """
   status, texts, _ = Together(folder, cache, code + TRAIN, words).finish()
   assert status == [0, 0], texts
   assert rows(folder / "mutant") != rows(one)[:2]
+
+
+def test_processes_that_share_each_sample_load_the_same_ones(place, one):
+  folder, cache, config = place
+  mesh = [f"--config.mesh.{key}={value}" for key, value in MESH.items()]
+  words = [f"--config={config}", f"--workdir={folder / 'tensor'}", *mesh]
+  status, texts, _ = Together(folder, cache, TRAIN, [*words, "--config.train.steps=2"]).finish()
+  assert status == [0, 0], texts
+  for a, b in zip(rows(folder / "tensor"), rows(one)[:2], strict=True):
+    np.testing.assert_allclose([*a.values()], [*b.values()], rtol=1e-4)
 
 
 def test_a_process_that_was_started_otherwise_is_named(place):

@@ -22,6 +22,7 @@ from absl import logging
 
 from vidstep.io.rules import flatten, unflatten
 from vidstep.models.precision import kept_dtype
+from vidstep.parallel import processes
 from vidstep.training.checksum import checksum
 from vidstep.training.compare import config_changes, first_mismatch
 from vidstep.training.lora import parse_lora
@@ -90,10 +91,11 @@ class Checkpoints:
         exist and none is readable.
     """
     refused = {}
-    for step in sorted(_steps(self.root), reverse=True):
+    there = json.loads(processes.gather(json.dumps(sorted(_steps(self.root))))[0])
+    for step in reversed(there):
       folder = self.root / str(step)
       try:
-        meta = _read_meta(folder)
+        meta = _together(_read_meta, folder)
         _check_run(folder, meta, config, references)
         state = _read_state(folder, meta, like)
       except _Damaged as reason:
@@ -121,6 +123,7 @@ class Checkpoints:
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(exist_ok=True)
         shutil.move(self.root / str(step), target)
+    processes.gather("moved")
     self._manager.reload()
 
   def wait(self):
@@ -347,6 +350,13 @@ def _read_state(folder, meta, like):
 
 def _read_part(folder, name, like, meta):
   """Restores one item after comparing its shapes with `like`, then checks its checksum."""
+  tree = _together(_restore_part, folder, name, like)
+  if checksum({name: tree})[name] != meta["checksums"][name]:
+    raise _Damaged(f"checkpoint {folder} is damaged ({name} does not match its checksum)")
+  return tree
+
+
+def _restore_part(folder, name, like):
   path = folder / name
   if not path.is_dir():
     raise _Damaged(f"checkpoint {folder} has no {name}")
@@ -361,12 +371,23 @@ def _read_part(folder, name, like, meta):
       raise ValueError(f"Checkpoint {folder} holds another architecture: {name} {difference}.")
     target = ocp.args.StandardRestore(_target(stored if like is None else like))
     try:
-      tree = reader.restore(path, args=target)
+      return reader.restore(path, args=target)
     except Exception as e:
       raise _Damaged(f"checkpoint {folder} is truncated ({name}: {_first_line(e)})") from e
-  if checksum({name: tree})[name] != meta["checksums"][name]:
-    raise _Damaged(f"checkpoint {folder} is damaged ({name} does not match its checksum)")
-  return tree
+
+
+def _together(read, *args):
+  """What `read` returns; what one process finds damaged is damaged for all, who try the next."""
+  value, reason = None, ""
+  try:
+    value = read(*args)
+  except _Damaged as error:
+    if jax.process_count() == 1:
+      raise
+    reason = str(error)
+  if found := next(filter(None, processes.gather(reason)), None):
+    raise _Damaged(found)
+  return value
 
 
 def _target(like):
