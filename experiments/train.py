@@ -197,7 +197,7 @@ def train(config, workdir, *, wandb=None, profile=None):
     """What a probe of the samples measures; their picture at every sample_every-th step."""
     params = all_networks(state, frozen, run.adapters)[f"{objective.roles[0]}.ema"]
     shown, show, real = reference()
-    drawn = np.asarray(show(draw(params, shown, key)))
+    drawn = np.asarray(show(jax.device_get(draw(params, shown, key))))  # each process for itself
     drawn = drawn.reshape(seeds, -1, *drawn.shape[1:])
     if due(step, settings["sample_every"]) and lead:
       picture = side_by_side(real, drawn[0])

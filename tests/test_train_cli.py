@@ -176,7 +176,7 @@ def test_a_step_that_is_not_finite_stops_the_run_with_a_dump(teacher, tmp_path, 
 
   def poisoned(self, draw=batches.Loader.__next__):
     drawn.append(draw(self))
-    if len(drawn) == 3:  # after the clips to show and the batch of step 5
+    if len(drawn) == 2:  # after the batch of step 5
       drawn[-1]["actions"][0, 1] = np.nan
     return drawn[-1]
 
