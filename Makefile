@@ -19,7 +19,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 # NumPy's BLAS spins on cores that others hold: its threads cost more than they bring here.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo play test parity compile lint clean
+.PHONY: help demo play test parity compile plan lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test     everything that needs no accelerator and no torch"
 	@echo "make parity   against diffusers and friends (installs torch)"
 	@echo "make compile  the kernels by the real TPU compiler, without a TPU (installs libtpu, 600 MB)"
+	@echo "make plan     whether a run fits a machine, without the machine: CONFIG, MACHINE, ARGS"
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.pipeline --config=configs/doom/demo.py:$(SIZE) --workdir=$(WORKDIR)
@@ -44,7 +45,13 @@ parity: $(VENV)/.parity
 
 # An environment of its own: where libtpu is installed, every start of jax looks for a TPU.
 compile: $(VENV)-tpu/.compile
-	$(VENV)-tpu/bin/python -m pytest tests/parity/test_tpu_compile.py --durations=5
+	$(VENV)-tpu/bin/python -m pytest tests/parity/test_tpu_compile.py tests/parity/test_plan_tpu.py --durations=5
+
+CONFIG ?= configs/wan/tf_scm.py:14b
+MACHINE ?= v5p-64
+ARGS ?= --config.model.attention=pallas_tpu
+plan: $(VENV)-tpu/.compile
+	$(VENV)-tpu/bin/python -m experiments.plan --config=$(CONFIG) --machine=$(MACHINE) $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -20,13 +20,15 @@ import sys
 from absl import flags
 
 from experiments import flags as shared
-from experiments.plan_step import CONFIG, MACHINE
+from experiments.plan_step import CONFIG, LOOPS, MACHINE
 from vidstep.metrics.machines import machine as machine_of
 from vidstep.parallel.topology import TPU_SETTINGS
 
 SEARCH = flags.DEFINE_bool("search", False, "Try other meshes and remat until the step fits.")
 OUT = shared.define_out("File for the numbers, JSON.")
 GIB = 2**30
+# Matrix multiplies of the GPU compiler: its own are chosen by timing them, which needs the GPU.
+_NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
 
 
 def main(argv):
@@ -34,6 +36,7 @@ def main(argv):
   if CONFIG.value is None:
     raise ValueError("Which experiment? Give --config=configs/....py (see configs/).")
   given = [arg for arg in sys.argv[1:] if re.match(r"--?config\b", arg)]
+  given.append(f"--loops={LOOPS.value}")
   tried = []
   for changes in candidates(CONFIG.value, MACHINE.value) if SEARCH.value else [()]:
     try:
@@ -55,7 +58,7 @@ def plan(arguments, machine, *, timeout=None):
   """The record of `experiments.plan_step`, made in a process of its own.
 
   Args:
-    arguments: "--config=..." and its overrides.
+    arguments: "--config=...", its overrides and other flags.
     machine: a name of `vidstep.metrics.machines`.
     timeout: seconds that it may take.
 
@@ -65,7 +68,7 @@ def plan(arguments, machine, *, timeout=None):
   one = machine_of(machine)
   env = os.environ | TPU_SETTINGS | {"JAX_PLATFORMS": "cpu"}
   count = f"--xla_force_host_platform_device_count={one.devices}"
-  env["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), count]).strip()
+  env["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), count, _NO_TRITON]).strip()
   command = [sys.executable, "-m", "experiments.plan_step", *arguments, f"--machine={machine}"]
   run = subprocess.run(
     [*command, "--compilation_cache="], env=env, capture_output=True, text=True, timeout=timeout

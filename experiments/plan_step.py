@@ -24,6 +24,7 @@ from absl import flags
 
 from experiments import flags as shared
 from experiments import setup as build
+from pallas_kernels.attention import KERNELS
 from vidstep.attention.dispatch import Spec, pick
 from vidstep.metrics.flops import count_flops
 from vidstep.metrics.hlo import read_traffic
@@ -36,20 +37,24 @@ from vidstep.training.step import make_step
 
 CONFIG = shared.define_config()
 MACHINE = flags.DEFINE_string("machine", "v5p-128", "Where the step shall run.")
+LOOPS = flags.DEFINE_float(
+  "loops", 1.0, "How often loops of unknown length run: a rollout of 1 to 4 steps, in the mean 1.5."
+)
 HLO = flags.DEFINE_string("hlo", None, "Folder where the compiled programs are kept as text.")
 
 
 def main(argv):
   del argv
-  print(json.dumps(plan_step(CONFIG.value, MACHINE.value, hlo=HLO.value)))
+  print(json.dumps(plan_step(CONFIG.value, MACHINE.value, loops=LOOPS.value, hlo=HLO.value)))
 
 
-def plan_step(config, machine, *, hlo=None):
+def plan_step(config, machine, *, loops=1.0, hlo=None):
   """Compiles every kind of step that a run of the config alternates between.
 
   Args:
     config: a `ConfigDict`; neither its data nor the runs it starts from are opened.
     machine: a name of `vidstep.metrics.machines`.
+    loops: how often loops run whose length the program does not say, in the mean.
     hlo: folder where the compiled programs are kept as text, step_<roles>.txt.
 
   Returns:
@@ -67,11 +72,13 @@ def plan_step(config, machine, *, hlo=None):
     run = build.build(config, mesh, data=False)
     plain = build.build(without_remat(config), mesh, data=False)
     parts, kinds = Parts.of(run, mesh), kinds_of(run)
+    held = parts.held()
+    total = sum(held.values())
     steps = []
     for roles, share in kinds.items():
       begin = time.perf_counter()
-      lowered, flops = parts.lower(run, roles)
-      useful = parts.lower(plain, roles)[1]
+      lowered, flops = parts.lower(run, roles, loops)
+      useful = parts.lower(plain, roles, loops)[1]
       step = {
         "roles": list(roles),
         "share": share,
@@ -80,7 +87,7 @@ def plan_step(config, machine, *, hlo=None):
         "notes": sorted(flops.notes),
       }
       keep = pathlib.Path(hlo) / f"step_{'_'.join(roles)}.txt" if hlo else None
-      steps.append(step | compiled(lowered, step, machine, keep))
+      steps.append(step | compiled(lowered, step, machine, total, loops, keep))
       step["compile_seconds"] = time.perf_counter() - begin
   return {
     "machine": machine.name,
@@ -89,9 +96,10 @@ def plan_step(config, machine, *, hlo=None):
     "batch": run.config["data"]["batch_size"],
     "accumulate": run.config["train"]["accumulate"],
     "remat": run.config["model"]["remat"],
+    "loops": loops,
     "attention": attention_of(run.config, platform),
     "compiler": how,
-    "held": parts.held(),
+    "held": held,
     "steps": steps,
     "host_memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
   }
@@ -126,8 +134,8 @@ class Parts:
     shardings = spread(state), frozen, frame_shardings(run.example, mesh)
     return cls(state, run.frozen, run.example, mesh, shardings)
 
-  def lower(self, run, roles):
-    """The step that updates these roles, lowered for the mesh, and its operations."""
+  def lower(self, run, roles, loops):
+    """What lowers the step that updates these roles for the mesh, and the step's operations."""
     accumulate = run.config["train"]["accumulate"]
     how = {"accumulate": accumulate, "adapters": run.adapters}
     step = make_step(run.objective, run.optimizers, run.emas, roles, **how)
@@ -138,7 +146,7 @@ class Parts:
       donate_argnums=0,
     )
     inputs = self.state, self.frozen, self.batch
-    return functools.partial(jitted.lower, *inputs), count_flops(step, *inputs)
+    return functools.partial(jitted.lower, *inputs), count_flops(step, *inputs, loops=loops)
 
   def held(self):
     """Bytes on one device between steps, by network and kind."""
@@ -173,12 +181,23 @@ def kinds_of(run):
   return {roles: due.count(roles) / len(due) for roles in dict.fromkeys(due)}
 
 
-def compiled(lower, step, machine, keep=None):
-  """Memory, traffic and least time by the compiler, or why it refuses; `keep`: file for the HLO."""
+def compiled(lower, step, machine, held, loops, keep=None):
+  """Memory, traffic and least time by the compiler, or why it refuses.
+
+  Args:
+    lower: makes the lowered program.
+    step: its "flops", "model_flops" and "notes".
+    machine: a `Machine`.
+    held: bytes on one device between steps.
+    loops: see `plan_step`.
+    keep: file for the compiled program's text, or None.
+  """
   try:
     program = lower().compile()
   except jax.errors.JaxRuntimeError as error:
-    return {"fits": False, "error": _sentence(str(error)), **_needed(str(error))}
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise ValueError(f"The compiler broke: {_sentence(str(error))}") from error
+    return {"fits": False, "error": _sentence(str(error)), **_needed(str(error), held)}
   memory = program.memory_analysis()
   total = (
     memory.argument_size_in_bytes
@@ -191,7 +210,7 @@ def compiled(lower, step, machine, keep=None):
   if keep is not None:
     keep.parent.mkdir(parents=True, exist_ok=True)
     keep.write_text(text)
-  traffic = read_traffic(text, devices=machine.devices, node=machine.node)
+  traffic = read_traffic(text, devices=machine.devices, node=machine.node, loops=loops)
   line = roofline(step["flops"], traffic, machine)
   return {
     "fits": bool(total <= machine.chip.memory),
@@ -215,7 +234,8 @@ def attention_of(config, platform):
   """The implementation that runs: the config's, or what None picks on that platform."""
   named = config["model"]["attention"]
   if named:
-    return named
+    untried = any(kernel.name == named and kernel.experimental for kernel in KERNELS)
+    return f"{named} (never run on its hardware)" if untried else named
   fields = config["model"]
   head = fields["dim"] // fields["heads"]
   q = jax.ShapeDtypeStruct((1, 256, fields["heads"], head), fields["dtype"])
@@ -244,13 +264,20 @@ def _sentence(error):
   return next((line for line in lines if "Used " in line or "exceeded" in line), lines[0])[:300]
 
 
-def _needed(error):
-  """Bytes that a program would have needed, where the compiler says so."""
-  found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", error)
-  if not found:
-    return {}
+def _needed(error, held):
+  """Bytes that a program would have needed, where the compiler says so.
+
+  Args:
+    error: its message.
+    held: bytes between steps, which the message may leave out.
+  """
   unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-  return {"total": float(found[1]) * unit[found[2]], "limit": float(found[3]) * unit[found[4]]}
+  size = lambda found: float(found[1]) * unit[found[2]]
+  if found := re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", error):
+    return {"total": size(found)}
+  if found := re.search(r"required for HLO temporaries \(([\d.]+)([KMGT])\)", error):
+    return {"total": held + size(found), "temporary": size(found)}
+  return {}
 
 
 if __name__ == "__main__":

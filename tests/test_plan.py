@@ -93,8 +93,10 @@ def test_reasons_are_one_sentence():
   assert "status -9: it said nothing" in plan.why("", -9)
   out_of = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
   out_of += "hbm. Used 17.40G of 15.75G hbm. Exceeded hbm capacity by 1.65G.\n\nTotal hbm usage"
-  assert plan_step._needed(out_of) == {"total": 17.40 * 2**30, "limit": 15.75 * 2**30}
+  assert plan_step._needed(out_of, 5.0) == {"total": 17.40 * 2**30}
   assert "Used 17.40G" in plan_step._sentence(out_of)
+  out_of = "RESOURCE_EXHAUSTED: memory required for HLO temporaries (2.50G) exceeds"
+  assert plan_step._needed(out_of, 2.0**30) == {"total": 3.5 * 2**30, "temporary": 2.5 * 2**30}
 
 
 def test_the_command_line_plans_in_a_process_of_its_own(tmp_path):

@@ -180,9 +180,10 @@ def test_what_cannot_be_known_is_said():
   x = jnp.ones((4, 4))
   grow = lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x)
   pick = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x, x)
-  assert flops.count_flops(grow, x) == flops.Flops(
-    128.0, notes=frozenset({"a while loop of unknown length is counted once"})
-  )
+  for loops in (1, 2.5):
+    note = f"a loop of unknown length counts {loops} x"
+    count = flops.count_flops(grow, x, loops=loops)
+    assert count == flops.Flops(loops * 128.0, notes=frozenset({note}))
   assert flops.count_flops(pick, x) == flops.Flops(
     256.0, notes=frozenset({"of a cond, the dearest branch is counted"})
   )

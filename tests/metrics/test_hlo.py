@@ -85,7 +85,7 @@ def test_a_wrong_reader_is_caught(old, new):
 
 
 def test_devices_that_meet_are_read_in_every_way_of_writing_them():
-  groups = hlo._Reader({}, 8, 8)._groups
+  groups = hlo._Reader({}, 8, 8, 1)._groups
   assert groups("replica_groups={{0,1},{2,3}}, x={}") == [[0, 1], [2, 3]]
   assert groups("replica_groups=[4,2]<=[8]") == [[0, 1], [2, 3], [4, 5], [6, 7]]
   assert groups("replica_groups=[4,2]<=[2,4]T(1,0), y") == [[0, 4], [1, 5], [2, 6], [3, 7]]
@@ -202,8 +202,8 @@ def test_a_sum_of_which_each_keeps_its_part_is_a_reduce_scatter():
 
 
 def test_a_loop_of_unknown_length_is_said():
-  traffic = hlo.read_traffic(TPU.replace("constant(40)", "parameter(1)"), devices=8)
-  assert traffic.notes == {"a loop of unknown length is counted once"}
+  traffic = hlo.read_traffic(TPU.replace("constant(40)", "parameter(1)"), devices=8, loops=2)
+  assert traffic.notes == {"a loop of unknown length counts 2 x"}
 
 
 def test_other_text_is_refused():

@@ -53,41 +53,45 @@ class Flops:
     return Flops(*counts, self.notes)
 
 
-def count_flops(function: Callable, *args: Any, **kwargs: Any) -> Flops:
-  """Operations of one call `function(*args, **kwargs)`, on all devices together.
+def count_flops(function: Callable, *args: Any, loops: float = 1.0) -> Flops:
+  """Operations of one call `function(*args)`, on all devices together.
 
   Args:
     function: traceable; a `jax.jit` function or not.
     *args: arrays, `ShapeDtypeStruct`s, or pytrees of them: only shapes are read.
-    **kwargs: likewise.
+    loops: see `jaxpr_flops`.
 
   Returns:
     `Flops`. Inside a `shard_map` they are one device's times the devices of its mesh axes:
     work that those repeat counts as often as it is done.
   """
-  return jaxpr_flops(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
+  return jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr, loops=loops)
 
 
-def jaxpr_flops(jaxpr: Any) -> Flops:
+def jaxpr_flops(jaxpr: Any, *, loops: float = 1.0) -> Flops:
   """Operations of a jaxpr (open or closed); what nothing reads is left out, as compilers do.
 
-  A `cond` counts its dearest branch, a `while` of unknown length its body once: both are noted.
+  A `cond` counts its dearest branch, a `while` its body as often as `loops` says: both are noted.
+
+  Args:
+    jaxpr: the program.
+    loops: how often loops run whose length is known when they run (a rollout of random depth).
   """
   jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
   live, _ = pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-  return _walk(live)
+  return _walk(live, loops)
 
 
-def _walk(jaxpr) -> Flops:
+def _walk(jaxpr, loops) -> Flops:
   jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-  return sum((_equation(eqn) for eqn in jaxpr.eqns), Flops())
+  return sum((_equation(eqn, loops) for eqn in jaxpr.eqns), Flops())
 
 
-def _equation(eqn) -> Flops:
+def _equation(eqn, loops) -> Flops:
   name, params = eqn.primitive.name, eqn.params
   if name in _COUNTED:
     return _COUNTED[name](eqn)
-  inner = [_walk(jaxpr) for jaxpr in jaxprs_in_params(params)]
+  inner = [_walk(jaxpr, loops) for jaxpr in jaxprs_in_params(params)]
   if name == "scan":
     return inner[0] * params["length"]
   if name == "shard_map":
@@ -102,7 +106,7 @@ def _equation(eqn) -> Flops:
     return Flops(notes=frozenset({"a Pallas kernel is not counted"}))
   total = sum(inner, Flops())
   if name == "while" and total.total:
-    return total + Flops(notes=frozenset({"a while loop of unknown length is counted once"}))
+    return total * loops + Flops(notes=frozenset({f"a loop of unknown length counts {loops:g} x"}))
   return total
 
 

@@ -74,7 +74,9 @@ class Traffic:
     return Traffic(scale(self.sent), far, scale(self.counts), memory, self.notes)
 
 
-def read_traffic(text: str, *, devices: int, node: int | None = None) -> Traffic:
+def read_traffic(
+  text: str, *, devices: int, node: int | None = None, loops: float = 1.0
+) -> Traffic:
   """What one device sends and touches when the program runs once.
 
   A collective over n devices with b bytes on each sends, by the ring algorithm, (n - 1) b for an
@@ -84,13 +86,14 @@ def read_traffic(text: str, *, devices: int, node: int | None = None) -> Traffic
   Args:
     text: `compiled.as_text()`.
     devices: how many run the program.
+    loops: how often loops run whose length the program does not say; noted.
     node: devices with numbers i .. i + node - 1 stand together; None: all do.
 
   Raises:
     ValueError: if the text holds no program.
   """
   computations, entry = parse(text)
-  return _Reader(computations, devices, node or devices).traffic(entry)
+  return _Reader(computations, devices, node or devices, loops).traffic(entry)
 
 
 # --- text -> computations -------------------------------------------------------------------------
@@ -158,8 +161,9 @@ def shape_bytes(shape: str, *, main_memory: bool = False) -> float:
 class _Reader:
   """Adds up computations, each read once."""
 
-  def __init__(self, computations, devices, node):
+  def __init__(self, computations, devices, node, loops):
     self.computations, self.devices, self.node = computations, devices, node
+    self.loops = loops
     self.traffic = functools.cache(self._traffic)
 
   def _traffic(self, name, fused=False):
@@ -178,7 +182,8 @@ class _Reader:
       times = self._trips(at, called("condition")[0])
       once = self.traffic(called("body")[0])
       if times is None:
-        return once + Traffic(notes=frozenset({"a loop of unknown length is counted once"}))
+        note = f"a loop of unknown length counts {self.loops:g} x"
+        return once * self.loops + Traffic(notes=frozenset({note}))
       return once * times
     if at.opcode == "conditional":
       branches = called("(?:true|false)_computation")
