@@ -166,9 +166,15 @@ def test_chunks_must_not_cut_patches(net, normal):
   with pytest.raises(ValueError, match="cut patches of 2 frames"):
     velocity_fn(model, chunk=1)(params, x, T)
   velocity_fn(model, chunk=2)(params, x, T)
-  cond = Cond(clean=x, context=x[:, :2])
-  with pytest.raises(ValueError, match="6 clean and 4 noisy frames over 2 shards cut patches"):
-    velocity_fn(model, chunk=2, shards=2)(params, x, T, cond)
+
+
+def test_shards_of_which_frames_are_no_multiple_change_nothing(net, normal):
+  """The network deals out the tokens of each frame instead."""
+  model, params, _ = net(patch=(2, 2, 2))
+  x = normal(2, 4, 4, 4, 2)
+  for shards, cond in ((2, Cond(clean=x, context=x[:, :2])), (3, Cond(clean=x))):
+    run = lambda shards, cond=cond: velocity_fn(model, chunk=2, shards=shards)(params, x, T, cond)
+    np.testing.assert_array_equal(run(shards), run(1))
 
 
 def test_a_chunk_of_context_and_noise_is_refused(normal):

@@ -25,11 +25,13 @@ def check(sizes, *, method="ring", model=SMALL, frames=21, size=(60, 104), **how
     ((1, 1, 8, 1), {"frames": 24, "method": "all_to_all"},
      r'share of 12 heads, which mesh.sequence=8 .* or mesh.sequence_method="ring"'),
     ((1, 1, 4, 2), {"frames": 24, "method": "all_to_all"}, r"share of 6 heads, .* \[1, 2, 3, 6\]"),
-    ((2, 1, 4, 1), {}, r"mesh.sequence=4 does not divide the 21 latent frames of a video: choose "
-     r"data.frames=20 or 24, or mesh.sequence among \[1, 3, 7, 21\]\."),
-    ((2, 1, 4, 1), {"frames": 20, "context": 1, "teacher_forced": True},
-     r"the 1 \+ 20 latent frames of a video: choose mesh.sequence among \[1\]"),
-    ((2, 1, 4, 1), {"frames": 8, "model": SMALL.clone(patch=(4, 2, 2))}, "in patches of 4: choose"),
+    ((1, 1, 8, 1), {"size": (60, 90)}, r"mesh.sequence=8 divides neither the 21 latent frames of a "
+     r"video nor the 1350 tokens of each: choose data.frames=16 or 24, or mesh.sequence among "
+     r"\[1, 2, 3, 5, 6, 7, 9, .*\]\."),
+    ((1, 1, 8, 1), {"frames": 16, "context": 1, "teacher_forced": True, "size": (60, 90)},
+     r"the 1 \+ 16 latent frames of a video .*: choose mesh.sequence among \[1, 2, 3, 5, 6, 9, 10"),
+    ((1, 1, 8, 1), {"frames": 8, "model": SMALL.clone(patch=(4, 2, 2)), "size": (60, 90)},
+     "in patches of 4 nor"),
     ((2, 1, 4, 1), {"frames": 24, "size": (2, 2), "chunks": (1,)},
      r"does not divide the 1 tokens that it generates together: choose one of \[1\]"),
   ],
@@ -43,6 +45,7 @@ def test_what_divides_passes():
   check((8, 1, 1, 1))
   check((1, 2, 1, 4), frames=21)
   check((1, 1, 4, 2), frames=20, context=4, teacher_forced=True)
+  check((1, 1, 8, 1))  # of each of 21 frames 195 tokens a device
   check((2, 1, 4, 1), frames=24, method="all_to_all", chunks=(3, 3))
   check_network("student", SMALL, frames=21, size=(60, 104))
 

@@ -21,6 +21,7 @@ from vidstep.models.cond import Cond, Out
 from vidstep.models.embed import MLP, ImageEmbed, patchify, sinusoid, unpatchify
 from vidstep.models.layout import plain
 from vidstep.models.linear import Linear
+from vidstep.models.parts import collect, deal, deal_table, repeat_frames
 from vidstep.models.past import Keys
 from vidstep.models.positions import Positions, far_frames, key_sets
 from vidstep.models.precision import stat_dtype
@@ -123,31 +124,34 @@ class VideoDiT(nn.Module):
       pixels = jnp.concatenate([pixels, cond.image.astype(self.dtype)], axis=-1)
     h = patchify(pixels, self.patch)
     b, f, rows, columns, _ = h.shape
-    h = h.reshape(b, f, rows * columns, -1)
+    parts = self._parts(f, rows * columns, cache)
+    h = deal(h.reshape(b, f, rows * columns, -1), parts)
     place = getattr(self.attention, "place", None)
     linear = partial(Linear, apart=place is not None)
     h = linear(self.dim, self.dtype, name="patch_embed")(h)
 
     lay = place or (lambda a, **_: a)
-    temb = lay(self._time_embedding(t, s, cond.actions, x.shape, stat))
+    temb = self._time_embedding(t, s, cond.actions, x.shape, stat)
+    temb = lay(jnp.tile(temb, (1, parts if temb.shape[1] > 1 else 1, 1)))
     mod = Linear(6 * self.dim, stat, zeros, name="time_proj")(nn.silu(temb))
     mod = lay(mod.reshape(*temb.shape[:2], 6, self.dim))
     text, text_mask = self._text(cond, b, cache)
     text = jax.tree.map(partial(lay, frames=False), (text, self._image(cond, cache)))
 
-    h, features, keys = self._blocks(h, mod, text, text_mask, layout, (rows, columns), cache)
+    grid = rows, columns
+    h, features, keys = self._blocks(h, mod, text, text_mask, layout, grid, cache, parts)
     h = lay(h)
 
     table = self.param("head_modulation", zeros, (2, self.dim)).astype(stat)
     shift, scale = ((temb + table[i][None, None])[:, :, None] for i in range(2))
     h = modulated_norm(h, shift, scale)
     width = self.out_channels * int(np.prod(self.patch))
-    h = linear(width, self.dtype, zeros, name="head")(h)
+    h = collect(linear(width, self.dtype, zeros, name="head")(h), parts)
     y = unpatchify(h.reshape(b, f, rows, columns, width), self.patch).astype(stat)
     if self.prediction == "x0":
       time = t.astype(stat).reshape(t.shape + (1,) * (5 - t.ndim))
       y = (x.astype(stat) - y) / jnp.maximum(time, self.t_min)
-    features = tuple(a.reshape(b, f, rows, columns, -1) for a in features)
+    features = tuple(collect(a, parts).reshape(b, f, rows, columns, -1) for a in features)
     return Out(v=y, cache=keys, features=features)
 
   def _time_embedding(self, t, s, actions, shape, stat):
@@ -185,7 +189,12 @@ class VideoDiT(nn.Module):
       return None
     return ImageEmbed(self.dim, self.dtype, name="image_embed")(cond.image_tokens)
 
-  def _blocks(self, h, mod, text, text_mask, layout, grid, cache):
+  def _parts(self, frames, tokens, cache):
+    """Into how many parts frames are dealt: one, unless they do not divide among the devices."""
+    shards = getattr(self.attention, "shards", 1)
+    return shards if cache is None and frames % shards and tokens % shards == 0 else 1
+
+  def _blocks(self, h, mod, text, text_mask, layout, grid, cache, parts):
     """Runs all blocks; returns tokens, the features asked for, and keys if there is a cache."""
     info = layout.info
     if self.patch[0] > 1:
@@ -193,7 +202,9 @@ class VideoDiT(nn.Module):
       info = token_info(
         first(info.frame) // self.patch[0], first(info.chunk), first(info.role), first(info.valid)
       )
-    sets, turned = self._key_sets(layout, info, grid, cache), cache is not None and cache.turned
+    info = repeat_frames(info, parts)
+    sets = self._key_sets(layout, info, grid, cache, parts)
+    turned = cache is not None and cache.turned
     attend = partial(
       self_attention, sets=sets, info=info, implementation=self.attention, turned=turned
     )
@@ -242,7 +253,7 @@ class VideoDiT(nn.Module):
       keys = jax.tree.map(lambda *a: jnp.stack(a), *keys)
     return h, [kept[i] for i in self.features], None if cache is None else Keys(*keys)
 
-  def _key_sets(self, layout, info, grid, cache):
+  def _key_sets(self, layout, info, grid, cache, parts):
     """What the frames of `info` attend to, with tables for RoPE: see `self_attention`."""
     turned = cache is not None and cache.turned
     positions = Positions() if turned else layout.positions
@@ -255,7 +266,12 @@ class VideoDiT(nn.Module):
     if getattr(self.attention, "shards", 1) > 1:  # every device reads the same number of keys
       far = None
     sets = key_sets(positions, info, keys, layout.mask, far)
-    table = lambda position: rope_table(position, *grid, self.dim // self.heads)
+
+    def table(position):
+      frames = position.shape[-1] // parts
+      one = rope_table(position[..., :frames], *grid, self.dim // self.heads)
+      return deal_table(one, frames, parts)
+
     ropes = []
     for one in sets:
       q = table(one.q_position)

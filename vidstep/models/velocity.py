@@ -44,7 +44,8 @@ def velocity_fn(
     mask: rule over frames on top of causality, such as a `Window`; None is no other.
     shards: devices that share a teacher-forced sequence (see `layout.teacher_forcing`): each holds
       clean and noisy copies of its own frames. It changes the order of tokens, not what comes out;
-      the network is to have a sharded `attention` (`vidstep.parallel.attention`).
+      the network is to have a sharded `attention` (`vidstep.parallel.attention`). Where frames do
+      not divide, the network gives every device a part of each instead.
     positions: which RoPE positions frames have; those of the cache that the network will run with
       (`CachePolicy.rope`), so that it is trained on what it will see.
 
@@ -79,9 +80,9 @@ def apply_fn(model: nn.Module, *, chunk=None, mask=None, shards=1, positions=ABS
       chunks = _chunks(model, cond.context, x.shape[1], chunk)
       rule = causal(CausalChunks() if clean is None else TeacherForcing())
     if chunk is not None and clean is not None:
-      _check_shards(model, cond.context, x.shape[1], shards)
+      own = shards if _frames_divide(chunks, x.shape[1], shards, model.patch[0]) else 1
       x, t, cond, layout = teacher_forcing(
-        x, t, cond, clean=clean, chunks=chunks, mask=rule, shards=shards
+        x, t, cond, clean=clean, chunks=chunks, mask=rule, shards=own
       )
     elif cond.context is not None:
       x, t, cond, layout = pack(x, t, cond, clean=cond.context, chunks=chunks, mask=rule)
@@ -94,13 +95,11 @@ def apply_fn(model: nn.Module, *, chunk=None, mask=None, shards=1, positions=ABS
   return run
 
 
-def _check_shards(model, context, frames, shards):
-  whole = frames + (0 if context is None else context.shape[1])
-  if shards > 1 and any(n // shards % model.patch[0] for n in (frames, whole)):
-    raise ValueError(
-      f"{whole} clean and {frames} noisy frames over {shards} shards cut patches of "
-      f"{model.patch[0]} frames: choose a number of shards whose parts the patch divides."
-    )
+def _frames_divide(chunks, frames, shards, patch):
+  """Whether every shard can have clean and noisy copies of its own frames, in whole patches."""
+  too_many, unread = (len(chunks) - frames) % shards, (chunks == chunks[-1]).sum()
+  cut = any(n // shards % patch for n in (frames, len(chunks)))
+  return frames % shards == 0 and too_many <= unread and not cut
 
 
 def _chunks(model, context, frames, chunk):

@@ -39,17 +39,19 @@ def check_network(name, model, *, frames, size, context=0, teacher_forced=False,
     )
   patch = model.patch[0]
   parts = (frames, context + frames) if teacher_forced else (context + frames,)
-  if any(n % (sequence * patch) for n in parts):
+  tokens = size[0] // model.patch[1] * (size[1] // model.patch[2])
+  if tokens % sequence and any(n % (sequence * patch) for n in parts):
     given = f"{context} + {frames}" if context else f"{frames}"
     near = [n for n in range(frames - sequence * patch, frames + sequence * patch + 1)]
     near = [n for n in near if n > 0 and not (n % (sequence * patch) or n == frames)]
+    whole = math.gcd(*(n // patch for n in parts))
+    fits = [d for d in range(1, 33) if not tokens % d or not whole % d]
     raise ValueError(
-      f"{name}: mesh.sequence={sequence} does not divide the {given} latent frames of a video"
-      f"{f' in patches of {patch}' if patch > 1 else ''}: choose "
+      f"{name}: mesh.sequence={sequence} divides neither the {given} latent frames of a video"
+      f"{f' in patches of {patch}' if patch > 1 else ''} nor the {tokens} tokens of each: choose "
       + (f"data.frames={' or '.join(map(str, near))}, or " if not context else "")
-      + f"mesh.sequence among {_divisors(math.gcd(*(n // patch for n in parts)))}."
+      + f"mesh.sequence among {fits}."
     )
-  tokens = size[0] // model.patch[1] * (size[1] // model.patch[2])
   for chunk in chunks:
     if chunk * tokens % sequence:
       raise ValueError(
