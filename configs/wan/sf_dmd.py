@@ -1,7 +1,7 @@
 """Wan in few steps behind its own chunks: SF-DMD, the last stage of Causal-rCM.
 
   python -m experiments.train --config=configs/wan/sf_dmd.py:14b,c3 \\
-    --config.data.path=data/wan --workdir=runs/wan/sf
+    --config.data.path=datasets/wan --workdir=runs/wan/sf
 
 Three networks: the causal student, from runs/wan/dcm (--config.nets.student.init=
 runs/wan/scm:student:ema for TF-sCM); the fake score and the frozen teacher, both from the released

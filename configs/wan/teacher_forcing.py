@@ -1,9 +1,9 @@
 """Wan made causal, stage 1 of Causal-rCM: each chunk is denoised behind the true ones before it.
 
   python -m experiments.train --config=configs/wan/teacher_forcing.py:1.3b,c3 \\
-    --config.data.path=data/wan --workdir=runs/wan/tf-1.3b
+    --config.data.path=datasets/wan --workdir=runs/wan/tf-1.3b
   python -m experiments.train --config=configs/wan/teacher_forcing.py:14b,c3 \\
-    --config.data.path=data/wan --workdir=runs/wan/tf-14b
+    --config.data.path=datasets/wan --workdir=runs/wan/tf-14b
 
 Argument: a size, 1.3b, 14b or tiny (for tests), and c1 (frame-wise) or c3 (three latent frames a
 chunk, the default), with a comma between. Hyperparameters: Table 3 of Causal-rCM, columns S1, with

@@ -1,7 +1,7 @@
 """Wan in few steps behind true chunks: TF-dCM, the simpler second stage of Causal-rCM.
 
   python -m experiments.train --config=configs/wan/tf_dcm.py:14b,c3 \\
-    --config.data.path=data/wan --workdir=runs/wan/dcm
+    --config.data.path=datasets/wan --workdir=runs/wan/dcm
 
 The 1.3B student starts from runs/wan/tf-1.3b, the causal teacher is runs/wan/tf-14b (both of
 teacher_forcing.py). Argument: size of the teacher, 14b, 1.3b or tiny, and c1 or c3 (default).

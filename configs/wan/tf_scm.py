@@ -1,7 +1,7 @@
 """Wan in few steps behind true chunks: TF-sCM, the continuous-time second stage of Causal-rCM.
 
   python -m experiments.train --config=configs/wan/tf_scm.py:14b,c3 \\
-    --config.data.path=data/wan --workdir=runs/wan/scm
+    --config.data.path=datasets/wan --workdir=runs/wan/scm
 
 As tf_dcm.py, with the derivative along the teacher's trajectory in place of its steps: a tenth of
 the updates. Argument: size of the causal teacher, 14b (default), 1.3b or tiny, and c1 or c3
