@@ -45,7 +45,7 @@ def draw(rows, path):
   for at, name in enumerate(shown):
     limit = machine_of(rows[name]["machine"]).chip.memory / GIB
     axes.plot([limit, limit], [at - 0.4, at + 0.4], color="black", linewidth=2)
-  axes.set_yticks(range(len(shown)), [f"{name} on {rows[name]['machine']}" for name in shown])
+  axes.set_yticks(range(len(shown)), list(shown))
   axes.invert_yaxis()
   axes.set_xlabel("GiB on one device while it steps; the black mark is what it has")
   axes.legend(fontsize="small", ncols=2, loc="lower right")

@@ -21,33 +21,42 @@ from experiments import plan
 from experiments.plan_picture import draw
 from vidstep.metrics.machines import machine as machine_of
 
-OUT = shared.define_out("Folder of plan.json, plan.md and plan.png.", "results/plan")
+OUT = shared.define_out("Folder of plan.json, plan.md and plan.png.")
+FOLDER = "results/plan"
 ROWS = flags.DEFINE_list("rows", None, "Rows to compile anew; without it those that are missing.")
 PAGE = flags.DEFINE_bool("page", False, "Write the page from the rows there are, compile nothing.")
 
-_WAN, _DOOM = "configs/wan/", "configs/doom/"
-_TPU = ("model.attention=pallas_tpu",)
-_GPU = ("model.attention=pallas_gpu",)
+_TF, _SCM, _SF = (f"configs/wan/{name}.py" for name in ("teacher_forcing", "tf_scm", "sf_dmd"))
+_TPU, _GPU = (f"--config.model.attention=pallas_{name}" for name in ("tpu", "gpu"))
+_ROLLOUT = "--loops=1.5"  # 1 to 4 steps in turn, of which the last is no part of the loop
+_PARTS = "--config.train.accumulate="
+# Latents of its codec stand for pixels: the step is the same, but for the actions.
+_DOOM = (
+  "--config.data.codec=none", "--config.data.latent_size=(16,16)", "--config.model.in_channels=24",
+  "--config.model.out_channels=24",
+)  # fmt: skip
 
-
-def _mesh(fsdp, sequence=1, tensor=1, rules=None, **more):
-  rules = rules or ("fsdp" if sequence == 1 else "fsdp_sequence")
-  sizes = {"data": 1, "fsdp": fsdp, "sequence": sequence, "tensor": tensor, "rules": rules}
-  return tuple(f"mesh.{key}={value}" for key, value in (sizes | more).items())
-
-
-# name -> (config, machine, overrides)
+# name -> (config, machine, further flags)
 PRESETS = {
-  "tf-scm 14b": (f"{_WAN}tf_scm.py:14b", "v5p-128", (*_mesh(32, 2), *_TPU)),
-  "sf-dmd 14b": (f"{_WAN}sf_dmd.py:14b", "v5p-128", (*_mesh(64), *_TPU)),
-  "tf 1.3b": (f"{_WAN}teacher_forcing.py:1.3b", "v5p-128", (*_mesh(64), *_TPU)),
-  "tf 14b": (f"{_WAN}teacher_forcing.py:14b", "v5p-128", (*_mesh(64), *_TPU)),
+  "TF-sCM 14B v5p-64": (f"{_SCM}:14b", "v5p-64", (_TPU,)),
+  "SF-DMD 14B v5p-128": (f"{_SF}:14b", "v5p-128", (_TPU, _ROLLOUT)),
+  "TF 14B v5p-128": (f"{_TF}:14b", "v5p-128", (_TPU,)),
+  "TF 1.3B v5p-128": (f"{_TF}:1.3b", "v5p-128", (_TPU,)),
+  "TF-sCM 14B h200-32": (f"{_SCM}:14b", "h200-32", (_GPU,)),
+  "TF-sCM 14B h200-32 plain": (f"{_SCM}:14b", "h200-32", ()),
+  "SF-DMD 14B h200-64": (f"{_SF}:14b", "h200-64", (_GPU, _ROLLOUT)),
+  "SF-DMD 14B h100-64": (f"{_SF}:14b", "h100-64", (_GPU, _ROLLOUT)),
+  "SF-DMD 14B LoRA h200-8": (f"{_SF}:14b,lora", "h200-8", (_GPU, _ROLLOUT, _PARTS + "8")),
+  "TF 14B h100-64": (f"{_TF}:14b", "h100-64", (_GPU,)),
+  "TF 14B h200-8": (f"{_TF}:14b", "h200-8", (_GPU, _PARTS + "8")),
+  "TF 1.3B h100-32": (f"{_TF}:1.3b", "h100-32", (_GPU,)),
+  "Doom DMD2 h100-1": ("configs/doom/student.py:gpu", "h100-1", _DOOM),
 }
 
 
 def main(argv):
   del argv
-  out = pathlib.Path(OUT.value)
+  out = pathlib.Path(OUT.value or FOLDER)
   out.mkdir(parents=True, exist_ok=True)
   kept = out / "plan.json"
   rows = json.loads(kept.read_text()) if kept.exists() else {}
@@ -72,8 +81,8 @@ def platform(preset):
 
 def fill(name):
   """The record of a preset, or {"refused": why}; with its command and the time it took."""
-  config, machine, overrides = PRESETS[name]
-  arguments = [f"--config={config}", *(f"--config.{change}" for change in overrides)]
+  config, machine, more = PRESETS[name]
+  arguments = [f"--config={config}", *more]
   begin = time.perf_counter()
   try:
     record = plan.plan(arguments, machine)
