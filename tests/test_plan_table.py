@@ -46,16 +46,7 @@ def test_the_page_has_a_line_for_every_kind_of_row():
   )
   words = ("fsdp 64; 64", "20.0 of 95.7", "yes", "4e+03 (3e+03)", "5.0", "8", "compute", "82%")
   for word in words:
-    "fsdp 64; 64",
-    "20.0 of 95.7",
-    "yes",
-    "4e+03 (3e+03)",
-    "5.0",
-    "8",
-    "compute",
-    "82%",
-  ):
-    assert f" {words} " in good
+    assert f" {word} " in good
   assert "120.0 of 95.7 | **no**" in large and "refused" in odd
   for note in ("good: something was guessed.", "large: Ran out of memory.", "odd: No such mesh."):
     assert note in page
