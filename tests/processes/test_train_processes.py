@@ -67,6 +67,29 @@ processes.Preemption.reached = reached
 """
 
 
+# The second process alone finds step 16 damaged, and has a wrong number in its second batch.
+BROKEN = """
+import numpy as np
+from vidstep.data import loader
+from vidstep.training import checkpoint
+drawn = []
+
+def draw(self, draw=loader.Loader.__next__):
+  drawn.append(draw(self))
+  if INDEX == 1 and len(drawn) == 2:
+    drawn[-1]["actions"][0, 1] = np.nan
+  return drawn[-1]
+
+def read(folder, name, like, read=checkpoint._restore_part):
+  if INDEX == 1 and folder.name == "16" and name == "model.ema":
+    raise checkpoint._Damaged(f"checkpoint {folder} is truncated")
+  return read(folder, name, like)
+
+loader.Loader.__next__ = draw
+checkpoint._restore_part = read
+"""
+
+
 def rows(workdir):
   """The metrics of all steps without the clock."""
   return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(workdir)]
@@ -170,6 +193,25 @@ loader.Loader.__init__ = whole
   status, texts, _ = Together(folder, cache, code + TRAIN, words).finish()
   assert status == [0, 0], texts
   assert rows(folder / "mutant") != rows(one)[:2]
+
+
+def test_damage_and_nan_in_one_of_two_are_the_affair_of_both(place, one):
+  folder, cache, config = place
+  workdir = folder / "broken"
+  shutil.copytree(one, workdir)
+  shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+  words = [f"--config={config}", f"--workdir={workdir}"]
+  status, texts, _ = Together(folder, cache, BROKEN + TRAIN, words).finish()
+  assert status == [1, 1], texts
+  assert f"resuming {workdir} at step 8" in texts[0]
+  assert [p.name for p in (workdir / "checkpoints_refused").iterdir()] == ["16"]
+  dump = workdir / "nonfinite"
+  assert all("Step 10 is not finite" in text and f"are in {dump}" in text for text in texts)
+  assert [p.name for p in (dump / "checkpoints").iterdir()] == ["9"]
+  actions = np.load(dump / "batch.npz")["cond.actions"]
+  assert actions.shape[0] == 8  # the batch of both
+  assert np.isnan(actions).any((1, 2)).tolist() == [False] * 4 + [True] + [False] * 3
+  assert rows(workdir)[:9] == rows(one)[:9] and len(rows(workdir)) == 10
 
 
 def test_processes_that_share_each_sample_load_the_same_ones(place, one):

@@ -360,8 +360,9 @@ def _restore_part(folder, name, like):
   path = folder / name
   if not path.is_dir():
     raise _Damaged(f"checkpoint {folder} has no {name}")
+  # Not by a Checkpointer, after whose restore all processes wait for all: one may fail.
   handler = ocp.StandardCheckpointHandler()
-  with ocp.Checkpointer(handler) as reader:
+  try:
     try:
       stored = handler.metadata(path).tree
     except Exception as e:
@@ -371,9 +372,11 @@ def _restore_part(folder, name, like):
       raise ValueError(f"Checkpoint {folder} holds another architecture: {name} {difference}.")
     target = ocp.args.StandardRestore(_target(stored if like is None else like))
     try:
-      return reader.restore(path, args=target)
+      return handler.restore(path, args=target)
     except Exception as e:
       raise _Damaged(f"checkpoint {folder} is truncated ({name}: {_first_line(e)})") from e
+  finally:
+    handler.close()
 
 
 def _together(read, *args):
