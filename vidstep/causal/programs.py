@@ -26,7 +26,8 @@ class State(NamedTuple):
 class Programs:
   """What `Engine` runs on the device; every method is one compiled program.
 
-  The parameters of the network and of the codec are arguments of all of them.
+  The parameters of the network and of the codec are arguments of all of them. Shapes will do in
+  their place: `programs.generate.lower(..)` then compiles ahead, without weights.
 
   Args:
     network, codec, frame_shape, context_frames, solver, context: as for `Engine`.
@@ -56,7 +57,7 @@ class Programs:
       state = jax.eval_shape(lambda codec, x: codec.decode_next(x)[1], codec, empty(batch, 1))
       return State(cache, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), state))
 
-    axes = batch_axes(partial(start, params, codec, text))
+    axes = batch_axes(start, params, codec, text)
 
     def generate(params, cache, told, length=chunk):
       """One chunk of every row, by its own settings: (x0 [B, c, h, w, C], cache)."""
@@ -110,11 +111,11 @@ class Programs:
     self.switch = jax.jit(switch, donate_argnums=1)
     self.take_cache, self.take_codec = taken
     self.put_cache, self.put_codec = placed
-    self.row = jax.eval_shape(lambda: start(params, codec, text, 1))
+    self.row = jax.eval_shape(partial(start, batch=1), params, codec, text)
     remembers = bool(jax.tree.leaves(self.row.codec))
     self.alone = first != chunk or (remembers and not context_frames)
-    video = jax.eval_shape(lambda: codec.decode_next(jnp.zeros((1, 1, *frame_shape)))[0])
+    video = jax.eval_shape(lambda codec, x: codec.decode_next(x)[0], codec, empty(1, 1))
     self.pixels = video.shape[2:]
     clip = jax.ShapeDtypeStruct((1, context_frames, *self.pixels), jnp.float32)
-    encode = lambda: jax.eval_shape(codec.encode, clip).shape[1]
+    encode = lambda: jax.eval_shape(lambda codec, x: codec.encode(x), codec, clip).shape[1]
     self.context_latents = encode() if context_frames else 0

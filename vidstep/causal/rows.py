@@ -1,13 +1,16 @@
 """One session of a batch: rows of a cache taken out and put back, whatever its leaves are."""
 
+from functools import partial
+
 import jax
 
 
-def batch_axes(start):
+def batch_axes(start, *given):
   """The batch axis of every leaf of a state: the one that grows with the batch.
 
   Args:
-    start: batch size -> state, traceable; only its shapes are used.
+    start: (*given, batch=size) -> state, traceable; only its shapes are used.
+    *given: arrays, or shapes.
 
   Returns:
     A tree of axes like the state.
@@ -15,7 +18,7 @@ def batch_axes(start):
   Raises:
     ValueError: if a leaf has not one row for each session.
   """
-  one, two = (jax.eval_shape(lambda batch=batch: start(batch)) for batch in (1, 2))
+  one, two = (jax.eval_shape(partial(start, batch=batch), *given) for batch in (1, 2))
 
   def axis(path, a, b):
     grown = [i for i, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)) if m != n]
