@@ -1,16 +1,13 @@
 """Meshes that do not fit say so; weights fall where the rule says."""
 
-import types
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from vidstep.losses import Batch
 from vidstep.models.cond import Cond
-from vidstep.parallel.mesh import batch_share, make_mesh
+from vidstep.parallel.mesh import make_mesh
 from vidstep.parallel.sharding import (
   PRESETS,
   batch_sharding,
@@ -182,28 +179,3 @@ def test_frames_are_cut_where_they_divide():
   assert (got.x0, got.cond.clean, got.cond.text, got.cond.actions) == (cut, cut, whole, whole)
   got = frame_shardings(Batch(make(2, 7, 4, 4, 2), Cond()), mesh)
   assert got.x0.spec == whole
-
-
-def fake_mesh(sizes, per_process):
-  """A mesh of devices that have nothing but a process."""
-  devices = [types.SimpleNamespace(process_index=i // per_process) for i in range(8)]
-  shape = dict(zip(make_mesh().axis_names, sizes, strict=True))
-  return types.SimpleNamespace(devices=np.array(devices).reshape(sizes), shape=shape)
-
-
-@pytest.mark.parametrize(
-  ("sizes", "shares"),
-  [
-    ((4, 2, 1, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),  # each process its own samples
-    ((2, 1, 4, 1), [(0, 2), (0, 2), (1, 2), (1, 2)]),  # two processes share a video
-    ((1, 1, 4, 2), [(0, 1)] * 4),
-  ],
-)
-def test_processes_that_share_samples_load_the_same(sizes, shares):
-  mesh = fake_mesh(sizes, per_process=2)
-  assert [batch_share(mesh, process) for process in range(4)] == shares
-
-
-def test_parts_of_the_batch_must_be_equal():
-  with pytest.raises(ValueError, match="unequal parts"):
-    batch_share(fake_mesh((4, 1, 2, 1), per_process=3), 0)

@@ -3,8 +3,7 @@
 import math
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType
 
 # The slowest network first: copies of the model may be far apart, parts of a matrix may not.
 AXES = ("data", "fsdp", "sequence", "tensor")
@@ -43,32 +42,3 @@ def make_mesh(data=-1, fsdp=1, sequence=1, tensor=1, *, devices=None):
       f"{len(devices)}, or -1 for one of them with the others dividing it."
     )
   return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
-
-
-def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-  """Which part of every batch a process has to load.
-
-  Processes whose devices share samples (a sequence or a matrix over several hosts) load the same.
-
-  Args:
-    mesh: see `make_mesh`.
-    process: None means this one.
-
-  Returns:
-    (index, count): part `index` of `count` equal parts, in the order of the mesh.
-
-  Raises:
-    ValueError: if the devices of a process hold parts of the batch of different sizes or orders.
-  """
-  process = jax.process_index() if process is None else process
-  owner = np.vectorize(lambda device: device.process_index)(mesh.devices)
-  owner = owner.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
-  held = {p: tuple(np.flatnonzero((owner == p).any(1))) for p in np.unique(owner)}
-  parts = sorted(set(held.values()))
-  size = len(parts[0])
-  if tuple(sum(parts, ())) != tuple(range(owner.shape[0])) or {len(p) for p in parts} != {size}:
-    raise ValueError(
-      "processes hold unequal parts of the batch: choose mesh.sequence x mesh.tensor so that it "
-      "divides, or is divided by, the devices of a process."
-    )
-  return parts.index(held[process]), len(parts)
