@@ -11,7 +11,7 @@ from vidstep.models.vae import WanVAE
 CHANNELS, TEXT_DIM, TEXT_TOKENS, IMAGE_DIM = 4, 10, 16, 12
 
 
-def make_release(folder, *, image=False, seed=0, dtype=np.float32):
+def make_release(folder, *, image=False, seed=0, dtype=np.float32, text_tokens=TEXT_TOKENS):
   """Writes it, with the factors of the real one: 4 pixel frames of 8 x 8 pixels to a latent.
 
   Args:
@@ -19,6 +19,7 @@ def make_release(folder, *, image=False, seed=0, dtype=np.float32):
     image: of image to video, with CLIP's encoder and 4 + 4 + 4 channels.
     seed: of the numbers; a student of the same shape is `make_release(other, seed=1)`.
     dtype: of the files.
+    text_tokens: length of a prompt.
 
   Returns:
     The folder; see `vidstep.teachers.wan.open_wan`.
@@ -34,5 +35,5 @@ def make_release(folder, *, image=False, seed=0, dtype=np.float32):
   )  # fmt: skip
   text = UMT5Encoder(vocabulary=100, dim=TEXT_DIM, heads=3, head_dim=4, ffn_dim=14, depth=2)
   clip = CLIPVision(dim=IMAGE_DIM, heads=2, ffn_dim=20, depth=2, patch=4, size=12)
-  how = {"seed": seed, "dtype": dtype, "text_tokens": TEXT_TOKENS}
+  how = {"seed": seed, "dtype": dtype, "text_tokens": text_tokens}
   return write_random_wan(folder, transformer, vae, text, clip if image else None, **how)
