@@ -209,3 +209,24 @@ def test_a_loop_of_unknown_length_is_said():
 def test_other_text_is_refused():
   with pytest.raises(ValueError, match="no compiled program"):
     hlo.read_traffic("HloModule nothing", devices=8)
+
+
+ASYNC_SLICE = """
+%cut (p0: bf16[30,8,16], p1: s32[]) -> bf16[1,8,16] {
+  %p0 = bf16[30,8,16]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = bf16[1,8,16]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero)
+}
+
+ENTRY %main (a: bf16[30,8,16], i: s32[]) -> bf16[1,8,16] {
+  %a = bf16[30,8,16]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %start = ((bf16[30,8,16], s32[]), bf16[1,8,16]) fusion-start(%a, %i), calls=%cut
+  ROOT %done = bf16[1,8,16]{2,1,0} fusion-done(%start)
+}
+"""
+
+
+def test_a_slice_that_a_gpu_takes_in_the_background_is_one_slice():
+  assert hlo.read_traffic(ASYNC_SLICE, devices=1).memory == pytest.approx(2 * 8 * 16 * 2, abs=8)

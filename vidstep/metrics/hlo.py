@@ -254,8 +254,10 @@ class _Reader:
       return 2 * size(at.shape)
     if at.opcode == "dynamic-update-slice":
       return 2 * size(operands[1])
-    if at.opcode == "fusion":
+    if at.opcode in ("fusion", "fusion-start"):
       inner = self.computations[re.search(r"\bcalls=%?([\w.\-]+)", at.attributes)[1]]
+      if at.opcode == "fusion-start":  # its result names its operands again
+        at = dataclasses.replace(at, shape=next(i.shape for i in inner.values() if i.root))
       return _written(at, inner) + _read(at, inner, operands)
     if at.opcode.endswith("-start"):  # its result is a tuple that names its operands again
       return 2 * sum(map(size, operands))
