@@ -4,14 +4,15 @@ import jax
 
 from vidstep.attention.primitives import forward_p
 
-BLOCK_INPUT = "block_input"  # the `checkpoint_name` of the tokens that enter a block
+# `checkpoint_name`s: of the tokens that enter a block, of a result merged of several attentions.
+BLOCK_INPUT, MERGED = "block_input", "merged_attention"
 
 _jax = jax.checkpoint_policies
 
 
-def _attention(prim, *_, **__):
+def _attention(prim, *_, **params):
   """Saves output and log-sum-exp of attention, the part whose cost grows with the square."""
-  return prim is forward_p
+  return prim is forward_p or params.get("name") == MERGED
 
 
 # From the smallest memory to the largest. Every one keeps the inputs of the blocks.

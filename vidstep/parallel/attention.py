@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -24,6 +25,7 @@ from vidstep.attention.merge import merge
 from vidstep.attention.op import prepare, run
 from vidstep.attention.primitives import tangent_p
 from vidstep.masks import Rule, TokenInfo
+from vidstep.models.remat import MERGED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +242,7 @@ _ring = functools.partial(jax.custom_jvp, nondiff_argnums=(0,))(_plain_ring)
 
 @functools.partial(_ring.defjvp, symbolic_zeros=True)
 def _ring_jvp(ring: _Ring, primals, tangents):
-  o, lse = _ring(ring, *primals)
+  o, lse = (checkpoint_name(a, MERGED) for a in _ring(ring, *primals))
   alive = tuple(not isinstance(t, SymbolicZero) for t in tangents[:3])
   live = [t for t, is_alive in zip(tangents, alive, strict=False) if is_alive]
 
