@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+PATIENCE = 300  # seconds that a process waits for the others to be started
 HEARTBEAT = 100  # seconds without a sign of life after which a process counts as dead
 GOODBYE = 5  # seconds that a failing process waits for the others to fail as well
 
@@ -68,12 +69,15 @@ def start(coordinator=None, processes=None, process=None, *, distributed=None, h
     )
   if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
     raise ValueError(f"--coordinator={coordinator} should be host:port, such as node1:8476.")
+  where = coordinator or f"the address that {launcher() or 'the machine'} gives"
+  print(f"joining the other processes at {where}, for {PATIENCE} s at most", file=sys.stderr)
   try:
     jax.distributed.initialize(
       coordinator,
       processes,
       process,
       cluster_detection_method=None if missing else "deactivate",
+      initialization_timeout=PATIENCE,
       heartbeat_timeout_seconds=heartbeat,
     )
   except RuntimeError as error:
