@@ -1,14 +1,16 @@
 """experiments.train as several processes: one's numbers, saved once, killed, stopped, resumed."""
 
 import json
+import os
 import shutil
+import signal
 import textwrap
 
 import numpy as np
 import pytest
 from together import Together
 
-from experiments import train
+from experiments import flags, train
 from vidstep.parallel import processes
 from vidstep.training.log import MetricsLog, read_metrics
 
@@ -235,12 +237,7 @@ def test_a_process_that_was_started_otherwise_is_named(place):
   assert not (folder / "differs").exists()
 
 
-def test_sigterm_to_a_single_process_saves_after_the_step(place, one, monkeypatch):
-  import os
-  import signal
-
-  from experiments import flags
-
+def test_sigterm_to_a_single_process_saves_after_the_step(place, unoptimized, monkeypatch):
   workdir = place[0] / "alone"
   before = signal.getsignal(signal.SIGTERM)
 
@@ -251,7 +248,8 @@ def test_sigterm_to_a_single_process_saves_after_the_step(place, one, monkeypatc
 
   monkeypatch.setattr(MetricsLog, "write", write)
   state = train.train(flags.load_config(str(place[2])), workdir)
-  assert int(state.step) == 2 and signal.getsignal(signal.SIGTERM) is before
+  assert int(state.step) == 2
+  assert signal.getsignal(signal.SIGTERM) is before
   assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]
   monkeypatch.setattr(processes.Preemption, "reached", lambda self, step: step == 4)
   assert int(train.train(flags.load_config(str(place[2])), workdir).step) == 4
