@@ -1,4 +1,4 @@
-"""experiments.sample beside diffusers' pipelines: the same files, the same noise, the same video."""
+"""experiments.sample beside the pipelines of diffusers: same files, same noise, same video."""
 
 import dataclasses
 

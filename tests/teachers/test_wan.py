@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 
 from tests.wan_release import CHANNELS, TEXT_DIM, TEXT_TOKENS, make_release
-from vidstep.io import load_wan
+from vidstep.io import load_wan, save_lora
+from vidstep.io.dit_names import dit_rules
+from vidstep.io.rules import flatten, save_params
+from vidstep.io.safetensors_file import write_safetensors
+from vidstep.io.tiny_names import tiny_rules
 from vidstep.models.cond import Cond
 from vidstep.models.umt5 import Tokenizer
-from vidstep.models.vae import decode
+from vidstep.models.vae import TinyDecoder, WanVAE, decode
 from vidstep.teachers import encoders
 from vidstep.teachers.wan import open_wan
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +64,7 @@ def test_video_latent_by_latent_is_the_whole_video(wan):
   assert shape == (3, 2, 4, CHANNELS)
   latents = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
   got = wan.decode(latents)
-  want = np.asarray(decode(wan.vae, wan.vae_params, latents))
+  want = np.asarray(jax.jit(lambda p, z: decode(wan.vae, p, z))(wan.vae_params, latents))
   assert got.shape == (2, 9, 16, 32, 3) and got.dtype == np.uint8
   assert np.abs(got - (want + 1) * 127.5).max() <= 0.501 and got.std() > 10
 
@@ -87,7 +93,39 @@ def test_image_to_video_reads_the_image(tmp_path):
   assert np.abs(run(tokens) - run(0 * tokens)).max() > 1e-3
 
 
-def test_another_transformer_and_factors(folder, wan, tmp_path):
+def test_factors_are_merged_by_their_weight(folder, wan, tmp_path):
+  rng = np.random.default_rng(0)
+  a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((24, 2), (2, 24)))
+  file = tmp_path / "x.safetensors"
+  save_lora(file, {"blocks_1/self_attn/q": (a, b)}, dit_rules(wan.model))
+  for lora, weight in ((file, 1.0), ((file, 0.5), 0.5)):
+    merged = open_wan(folder, dtype=jnp.float32, lora=lora)
+    got, want = (np.array(flatten(w.params)["blocks/self_attn/q/kernel"]) for w in (merged, wan))
+    want[1] += weight * a @ b
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_small_decoder_decodes_and_the_vae_encodes(folder, tmp_path):
+  tiny = TinyDecoder(channels=CHANNELS)
+  shapes = jax.eval_shape(lambda: tiny.init(jax.random.key(0), jnp.zeros((1, 1, 1, 1, CHANNELS))))
+  zeros = jax.tree.map(lambda a: np.zeros(a.shape, np.float32), shapes["params"])
+  write_safetensors(tmp_path / "taew2_1.safetensors", save_params(zeros, tiny_rules(tiny)))
+  wan = open_wan(folder, dtype=jnp.float32, tiny_decoder=tmp_path / "taew2_1.safetensors")
+  assert wan.decoder == tiny and isinstance(wan.vae, WanVAE)
+
+
+def test_large_parameters_alone_are_of_low_precision(folder):
+  """Norms, modulation and what makes it stay float32, as diffusers keeps them."""
+  wan = open_wan(folder)
+  dtypes = {path: a.dtype for path, a in flatten(wan.params).items()}
+  assert dtypes["blocks/ffn_in/kernel"] == dtypes["head/kernel"] == jnp.bfloat16
+  full = ("time_embed/in/kernel", "time_proj/kernel", "head_modulation", "blocks/modulation")
+  assert {dtypes[path] for path in (*full, "blocks/ffn_in/bias")} == {jnp.dtype(jnp.float32)}
+  assert {a.dtype for a in jax.tree.leaves(wan.vae_params)} == {jnp.dtype(jnp.float32)}
+  assert wan.model.dtype == jnp.bfloat16 and wan.vae.dtype == jnp.float32
+
+
+def test_another_transformer(folder, wan, tmp_path):
   student = make_release(tmp_path, seed=1) / "transformer"
   other = open_wan(folder, dtype=jnp.float32, transformer=student)
   assert other.model == wan.model
