@@ -51,7 +51,7 @@ from vidstep.training.diagnosis import Collapsed, Diagnosis
 from vidstep.training.log import MetricsLog, read_metrics
 from vidstep.training.picture import side_by_side
 from vidstep.training.probe import probe
-from vidstep.training.state import all_networks
+from vidstep.training.state import averaged
 from vidstep.training.step import make_step
 
 CONFIG = shared.define_config()
@@ -195,7 +195,8 @@ def train(config, workdir, *, wandb=None, profile=None):
 
   def look(step):
     """What a probe of the samples measures; their picture at every sample_every-th step."""
-    params = all_networks(state, frozen, run.adapters)[f"{objective.roles[0]}.ema"]
+    role = objective.roles[0]
+    params = averaged(role, state.nets[role], frozen, run.adapters)
     shown, show, real = reference()
     drawn = np.asarray(show(jax.device_get(draw(params, shown, key))))  # each process for itself
     drawn = drawn.reshape(seeds, -1, *drawn.shape[1:])

@@ -75,8 +75,13 @@ def all_networks(state, frozen, adapters=None):
   nets = dict(frozen)
   for role, net in state.nets.items():
     nets[role] = whole(role, net.params, frozen, adapters)
-    nets[f"{role}.ema"] = nets[role] if net.ema is None else whole(role, net.ema, frozen, adapters)
+    nets[f"{role}.ema"] = averaged(role, net, frozen, adapters)
   return nets
+
+
+def averaged(role, net, frozen, adapters):
+  """The network of a role from its moving average; the current one of a role that keeps none."""
+  return whole(role, net.params if net.ema is None else net.ema, frozen, adapters)
 
 
 def whole(role, weights, frozen, adapters):
