@@ -135,7 +135,9 @@ HloModule step, is_scheduled=true
   %ag = (f32[1,64]{1,0:S(1)}, f32[4,64]{1,0}) all-gather-start(%row2), replica_groups=[2,4]<=[8]
   %agd = f32[4,64]{1,0} all-gather-done(%ag)
   %new = f32[40,64]{1,0} fusion(%w, %row2, %i), kind=kLoop, calls=%stores
-  ROOT %t = (s32[], f32[40,64]{1,0}) tuple(%i, /*index=1*/%new)
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%i, %one)
+  ROOT %t = (s32[], f32[40,64]{1,0}) tuple(%next, /*index=1*/%new)
 }
 
 %condition (c: (s32[], f32[40,64])) -> pred[] {
@@ -158,9 +160,9 @@ ENTRY %main (x: f32[40,64]) -> f32[40,64] {
 def check_layers(reader):
   traffic = reader.read_traffic(TPU, devices=8)
   row = 4 * 64
-  # In each of 40 rounds a row and its number are read, and a row is written beside its number:
-  # neither the whole stack, nor what stays in the fast memory, S(1).
-  assert traffic.memory == 40 * (row + 4 + row + 4)
+  # In each of 40 rounds a row and its number are read, a row is written beside its number, and
+  # the number goes up: neither the whole stack, nor what stays in the fast memory, S(1).
+  assert traffic.memory == 40 * (row + 4 + row + 4 + 3 * 4)
   assert traffic.sent == {"all-gather": 40 * 3 * row}
 
 
@@ -170,9 +172,27 @@ def test_a_loop_over_layers_reads_one_layer_at_a_time():
     ('("dynamic-slice", "slice", "gather"):\n    return shape', '("none",):\n    return shape'),
     ("whole -= shape_bytes(part.shape)", "whole -= 0 * shape_bytes(part.shape)"),
     ('if main_memory and re.search(r"S', 'if False and re.search(r"S'),
-    ("return int(bounds[0]) if", "return None if"),
+    ("return max(-(-(bounds[0] - start) // step), 0)", "return 1"),
   ]:
     assert_caught(check_layers, mutant(hlo, old, new))
+
+
+def check_steps(reader):
+  count = lambda text: reader.read_traffic(text, devices=8).counts["all-gather"]
+  assert count(TPU) == 40
+  twice = TPU.replace("%one = s32[]{:T(128)} constant(1)", "%one = s32[]{:T(128)} constant(2)")
+  assert count(twice) == 20
+  assert count(twice.replace("%zero = s32[] constant(0)", "%zero = s32[] constant(5)")) == 18
+  fused = twice.replace("add(%i, %one)", "fusion(%i, %one), kind=kLoop, calls=%sum")
+  inner = "%sum (a: s32[], b: s32[]) -> s32[] {\n  %a = s32[] parameter(0)\n"
+  inner += "  %b = s32[] parameter(1)\n  ROOT %c = s32[] add(%a, %b)\n}\n"
+  assert count(inner + fused) == 20
+
+
+def test_a_loop_that_counts_by_two_runs_half_as_often():
+  check_steps(hlo)
+  assert_caught(check_steps, mutant(hlo, "// step)", "// 1)"))
+  assert_caught(check_steps, mutant(hlo, "bounds[0] - start", "bounds[0]"))
 
 
 SCATTER = """
@@ -202,7 +222,7 @@ def test_a_sum_of_which_each_keeps_its_part_is_a_reduce_scatter():
 
 
 def test_a_loop_of_unknown_length_is_said():
-  traffic = hlo.read_traffic(TPU.replace("constant(40)", "parameter(1)"), devices=8, loops=2)
+  traffic = hlo.read_traffic(TPU.replace("add(%i, %one)", "add(%i, %i)"), devices=8, loops=2)
   assert traffic.notes == {"a loop of unknown length counts 2 x"}
 
 

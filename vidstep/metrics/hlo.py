@@ -179,7 +179,7 @@ class _Reader:
     """Collectives of an instruction, and everything of the computations that it runs."""
     called = lambda key: re.findall(rf"\b{key}=%?([\w.\-]+)", at.attributes)
     if at.opcode == "while":
-      times = self._trips(at, called("condition")[0])
+      times = self._trips(at, body, called("condition")[0], called("body")[0])
       once = self.traffic(called("body")[0])
       if times is None:
         note = f"a loop of unknown length counts {self.loops:g} x"
@@ -201,13 +201,43 @@ class _Reader:
       kind = "reduce-scatter"
     return self._collective(kind, at, body) if kind in KINDS else Traffic()
 
-  def _trips(self, at, condition):
-    """How often a loop runs: as the compiler noted it, or the constant that it counts up to."""
+  def _trips(self, at, outer, condition, body):
+    """How often a loop runs: as the compiler noted it, or as it counts: start, step and bound.
+
+    The step matters: loops that are unrolled twice count by two.
+    """
     if known := re.search(r'"known_trip_count":\s*\{"n":\s*"(\d+)"', at.attributes):
       return int(known[1])
-    body = self.computations[condition].values()
-    bounds = [i.operands[0] for i in body if i.opcode == "constant" and re.match("[su]32", i.shape)]
-    return int(bounds[0]) if len(bounds) == 1 else None
+    condition, body = self.computations[condition], self.computations[body]
+    bounds = [value for name in condition if (value := _constant(name, condition)) is not None]
+    counters = [
+      int(re.search(r"index=(\d+)", i.attributes)[1])
+      for i in condition.values()
+      if i.opcode == "get-tuple-element" and re.match(r"[su]32\[\]", i.shape)
+    ]
+    if len(bounds) != 1 or len(counters) != 1:
+      return None
+    element = lambda tuple_: tuple_.operands[counters[0]]
+    root = next(i for i in body.values() if i.root)
+    start = _constant(element(outer[at.operands[0]]), outer)
+    step = self._step(body[element(root)], body) if root.opcode == "tuple" else None
+    if start is None or not step:
+      return None
+    return max(-(-(bounds[0] - start) // step), 0)
+
+  def _step(self, at, body):
+    """What is added to a counter: by an addition, or by a fusion of one; None if it is not."""
+    if at.opcode == "fusion":
+      inner = self.computations[re.search(r"\bcalls=%?([\w.\-]+)", at.attributes)[1]]
+      root = next(i for i in inner.values() if i.root)
+      inside = [_constant(name, inner) for name in root.operands] if root.opcode == "add" else []
+    elif at.opcode == "add":
+      inside = []
+    else:
+      return None
+    steps = [*inside, *(_constant(name, body) for name in at.operands)]
+    steps = [step for step in steps if step is not None]
+    return steps[0] if len(steps) == 1 else None
 
   def _collective(self, kind, at, body):
     size = sum(shape_bytes(body[name].shape) for name in at.operands if name in body)
@@ -262,6 +292,16 @@ class _Reader:
     if at.opcode.endswith("-start"):  # its result is a tuple that names its operands again
       return 2 * sum(map(size, operands))
     return size(at.shape) + sum(map(size, operands))
+
+
+def _constant(name, body):
+  """The value of an integer constant, looking through copies; None if it is none."""
+  at = body.get(name)
+  while at is not None and at.opcode in ("copy", "bitcast"):
+    at = body.get(at.operands[0])
+  if at is None or at.opcode != "constant" or not re.match(r"[su]32\[\]", at.shape):
+    return None
+  return int(at.operands[0])
 
 
 def _along(mesh, axes):
