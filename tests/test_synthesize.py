@@ -26,6 +26,7 @@ from vidstep.parallel.sharding import state_sharding
 from vidstep.teachers.text_to_video import Setting
 from vidstep.teachers.wan import open_wan
 
+pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
 PROMPTS = ["a cat", "a red car in the rain", "waves"]

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from vidstep.io import load_wan
 from vidstep.models.vae import VAECodec
 from vidstep.training.log import read_metrics
 
+pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.usefixtures("unoptimized")
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -79,10 +79,6 @@ def test_the_dataset_says_where_it_comes_from(data, release):
   assert latents.null_text(data, 16).any() and latents.is_dataset(data)
 
 
-def test_the_command_refuses_other_settings(data, flags):
-  assert re.search(r"other settings \(seed=0, now 1\)", synthesize(*flags, "--seed=1", ok=False))
-
-
 def test_a_folder_of_videos_becomes_latents_by_the_command(release, tmp_path):
   rng, videos = np.random.default_rng(0), tmp_path / "videos"
   for name in ("a", "b", "c"):
@@ -101,10 +97,11 @@ def test_a_folder_of_videos_becomes_latents_by_the_command(release, tmp_path):
   assert stored == {"a.mp4": "a cat", "c.mp4": ""}
 
 
-def configure(data, release, **settings):
+def configure(data, **settings):
   config = teacher_forcing.get_config("tiny")
   config.data.path, config.data.batch_size = str(data), 4
-  config.nets.model.init = f"wan:{release}"
+  config.nets.model.init = None
+  config.model.update(dim=8, depth=1, ffn_dim=8, scan=False, remat=None)
   config.mesh.update(data=1, fsdp=1)
   config.train.update(steps=3, save_every=1, **settings)
   return config
@@ -119,8 +116,8 @@ def one_device(monkeypatch):
 def test_a_student_trains_on_it_and_resumes_to_the_same_numbers(
   data, release, tmp_path, one_device, capsys
 ):
-  config = configure(data, release, sample_every=3)
-  config.eval.steps = 2
+  config = configure(data, sample_every=3)
+  config.eval.steps = 1
   train.train(config, tmp_path / "whole")
   assert f"pictures are decoded by {release}" in capsys.readouterr().out
   picture = np.asarray(Image.open(tmp_path / "whole" / "samples" / "step_0000003.png"))
@@ -129,7 +126,7 @@ def test_a_student_trains_on_it_and_resumes_to_the_same_numbers(
   shutil.copytree(tmp_path / "whole", tmp_path / "parts")  # as if stopped after two steps
   (last,) = (tmp_path / "parts" / "checkpoints").glob("*3")
   shutil.rmtree(last)
-  train.train(configure(data, release, sample_every=0), tmp_path / "parts")
+  train.train(configure(data, sample_every=0), tmp_path / "parts")
   assert "at step 2" in capsys.readouterr().out
   parts = list(read_metrics(tmp_path / "parts"))
   losses = [[row["model/loss"] for row in rows] for rows in (whole, parts)]
