@@ -22,6 +22,7 @@ import time
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # others run beside: see below
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 
 from experiments import flags as shared
@@ -96,7 +97,7 @@ class Bench:
     except NotImplementedError as error:
       self._skip(row, str(error))
       return
-    clip.play(row)  # memory is taken, programs are loaded
+    played = clip.play(row)  # memory is taken, programs are loaded
     clips, chunked, samples = [], [], {}
     while len(clips) < CLIPS.value and (not clips or self.left() > 3 * clips[-1]):
       clips.append(clip.play(row)["seconds"])
@@ -109,6 +110,7 @@ class Bench:
       chunked += [played["chunks"]] if by == "chunk" else []
     stages = report.stage_table(samples, clip.programs, self._floors[row.chunk], self.machine)
     done = report.row_summary(row, self.size.pixel_frames, clips, chunked, stages)
+    done["finite"] = all(bool(jnp.isfinite(x).all()) for x in played["latents"])
     done["peak_bytes"] = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     self.result["rows"].append(done)
     report.write(self.result, self.out)

@@ -15,6 +15,8 @@ COLORS = ("#4c72b0", "#7c9cd0", "#55a868", "#dd8452", "#dd8452", "#8c8c8c")
 def stage_table(samples: dict, programs, floor, machine) -> dict:
   """What each stage took and what it must take.
 
+      fraction = least / seconds      bandwidth = moved / p50 / bandwidth of the machine
+
   Args:
     samples: stage -> [(frames held, seconds)].
     programs: `Programs`.
@@ -23,8 +25,8 @@ def stage_table(samples: dict, programs, floor, machine) -> dict:
 
   Returns:
     stage -> {"calls", "p50", "p95", "seconds", "flops", "moved", "least", "bound", "fraction"}:
-    seconds and operations of all calls together; `moved` bytes of one call as compiled; `least` at
-    the machine's peaks; `fraction` = least / seconds.
+    seconds and operations of all calls together; `moved` bytes of one call as compiled, and
+    "bandwidth", what share of the machine's that is; `least` seconds at the machine's peaks.
   """
   table = {}
   for name in STAGES:
@@ -48,6 +50,8 @@ def stage_table(samples: dict, programs, floor, machine) -> dict:
         memory = sum(work.memory(machine) for work in works)
         row["least"], row["fraction"] = least, least / row["seconds"]
         row["bound"] = "compute" if compute > memory else "memory"
+        if program.moved is not None:
+          row["bandwidth"] = program.moved / row["p50"] / machine.chip.memory_bandwidth
     table[name] = row
   return table
 
@@ -102,16 +106,18 @@ def markdown(result: dict) -> str:
   if result["rows"]:
     lines += [
       "Frames a second of a whole clip, decoding and the copy to the host included; published: on "
-      "one H100, without that copy.",
+      "one H100, without that copy. A chunk's seconds run from the pixels before it to its own, "
+      "the write of the cache between them included. Stages are each waited for; their least: "
+      "operations at the peak or necessary bytes at the bandwidth, whichever is longer.",
       "",
       "| row | forwards | FPS | published | ratio | first chunk s | second s | steady chunk s "
-      "(p95) | floor FPS | of it |",
-      "|---|---|---|---|---|---|---|---|---|---|",
+      "(p95) | floor FPS | of it | peak GiB | finite |",
+      "|---|---|---|---|---|---|---|---|---|---|---|---|",
       *(_row(r, about["frames"]) for r in result["rows"]),
       "",
       "| row | stage | calls | ms p50 (p95) | s in all | TFLOP in all | GB moved, a call | least s "
-      "| bound | of roofline | attention |",
-      "|---|---|---|---|---|---|---|---|---|---|---|",
+      "| bound | of roofline | of bandwidth | attention |",
+      "|---|---|---|---|---|---|---|---|---|---|---|---|",
       *(_stage(r["name"], *item) for r in result["rows"] for item in r["stages"].items()),
       "",
     ]
@@ -138,6 +144,8 @@ def _row(r, latents):
     f"{get('steady', '.3f')} ({get('steady_p95', '.3f')})",
     get("floor_fps", ".0f"),
     get("fraction", ".0%"),
+    "-" if not r.get("peak_bytes") else f"{r['peak_bytes'] / 2**30:.1f}",
+    "yes" if r.get("finite") else "NO",
   )
   return _line(cells)
 
@@ -155,6 +163,7 @@ def _stage(row, name, s):
     get("least", ".3f"),
     s.get("bound", "-"),
     get("fraction", ".0%"),
+    get("bandwidth", ".0%"),
     s.get("attention") or "-",
   )
   return _line(cells)

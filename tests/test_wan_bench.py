@@ -48,6 +48,9 @@ def test_one_command_writes_numbers_a_page_and_a_picture(tmp_path):
   refused = {r["implementation"]: r.get("refused") for r in result["attention"]}
   assert "cudnn" in refused["cudnn"] and refused["pallas_gpu"] == "no GPU"
   assert (tmp_path / "wan.png").stat().st_size > 1000
+  assert row["finite"] and stages["denoise"]["bandwidth"] == pytest.approx(
+    stages["denoise"]["moved"] / stages["denoise"]["p50"] / 4.8e12
+  )
   page = (tmp_path / "wan.md").read_text()
   assert "| chunk-2-noisy | 7 |" in page and "| cudnn | 3 | not run" in page
 
