@@ -88,6 +88,17 @@ def test_commands_for_one_process_refuse_to_be_several(bare):
   assert not bare.asked
 
 
+def test_a_bucket_is_no_workdir_but_keeps_compiled_programs(monkeypatch):
+  flags.define_workdir("of a run")
+  monkeypatch.setattr(flags.flags.FLAGS["workdir"], "value", "gs://b/run")
+  with pytest.raises(ValueError, match=r"--workdir=gs://b/run is no folder.*docs/launch.md"):
+    flags.check_local_folders()
+  kept = []
+  monkeypatch.setattr(jax.config, "update", lambda *change: kept.append(change))
+  flags.use_compilation_cache("gs://b/cache")
+  assert kept[0] == ("jax_compilation_cache_dir", "gs://b/cache")
+
+
 def test_alone_everything_is_trivial(tmp_path):
   processes.check_devices()
   processes.compare({"a": 1})

@@ -41,7 +41,7 @@ def launcher():
   return None
 
 
-def start(coordinator=None, processes=None, process=None, *, distributed=None, heartbeat=HEARTBEAT):
+def start(coordinator=None, processes=None, process=None, *, distributed=None):
   """Joins the other processes, if there are others; call it before anything touches a device.
 
   Args:
@@ -50,8 +50,6 @@ def start(coordinator=None, processes=None, process=None, *, distributed=None, h
     process: which of them this is, 0 the first.
     distributed: True asks jax to find out the three by itself (TPU VMs, Kubernetes), False stays
       alone whatever the environment says, None goes by `launcher()`.
-    heartbeat: seconds without a sign of life after which a process counts as dead: the others then
-      end themselves.
 
   Raises:
     ValueError: if something is missing, or a device is in use already.
@@ -78,7 +76,7 @@ def start(coordinator=None, processes=None, process=None, *, distributed=None, h
       process,
       cluster_detection_method=None if missing else "deactivate",
       initialization_timeout=PATIENCE,
-      heartbeat_timeout_seconds=heartbeat,
+      heartbeat_timeout_seconds=HEARTBEAT,
     )
   except RuntimeError as error:
     if "before" not in str(error):
