@@ -109,9 +109,11 @@ def draw(order: Order) -> dict:
   shape = wan.latent_shape(height, width, frames)
   negative = NEGATIVE if order.negative is None else order.negative
   told = settings(order, wan, setting) | {"size": [height, width], "frames": frames}
+  own = jobs[jax.process_index() :: jax.process_count()]  # whatever others finish meanwhile
   if order.layout == "vbench":
-    jobs = still_to_do(jobs, order.out, told | {"negative": negative})
-  jobs = jobs[jax.process_index() :: jax.process_count()]
+    missing = set(still_to_do(jobs, order.out, told | {"negative": negative}))
+    own = [job for job in own if job in missing]
+  jobs = own
 
   image = Cond()
   if picture is not None:

@@ -39,15 +39,20 @@ def read(path):
     return video.metadata["comment"], len(list(video.decode(video=0)))
 
 
-def test_from_the_command_line(folder, tmp_path):
-  """Where everything meets: flags, networks, files, report."""
-  out, report = tmp_path / "a" / "x.mp4", tmp_path / "report.json"
-  command = [
-    sys.executable, "-m", "experiments.sample", f"--model={folder}", "--prompt=a cat",
-    "--size=16x32", "--frames=5", "--steps=2", "--solver=unipc", "--shift=5", "--guidance=5",
-    "--dtype=float32", f"--out={out}", f"--report={report}",
-  ]  # fmt: skip
-  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def command(module, *args):
+  line = [sys.executable, "-m", f"experiments.{module}", *args]
+  return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_from_the_command_line(tmp_path):
+  """Where everything meets: random weights, flags, networks, files, report."""
+  folder, out, report = tmp_path / "tiny", tmp_path / "a" / "x.mp4", tmp_path / "report.json"
+  result = command("wan_random", "--size=tiny", f"--out={folder}")
+  assert result.returncode == 0 and "GB of random weights" in result.stdout, result.stderr[-2000:]
+  result = command(
+    "sample", f"--model={folder}", "--prompt=a cat", "--size=16x32", "--frames=5", "--steps=2",
+    "--solver=unipc", "--shift=5", "--guidance=5", f"--out={out}", f"--report={report}",
+  )  # fmt: skip
   assert result.returncode == 0, result.stderr[-2000:]
   assert read(out) == ("AI-generated, made by vidstep with tiny", 5)
   for said in ("load ", "text ", "denoise ", "decode ", "write ", "peak memory: host "):
@@ -57,10 +62,7 @@ def test_from_the_command_line(folder, tmp_path):
   assert set(told["seconds"]) == {"load", "text", "denoise", "compile", "decode", "write"}
   assert told["peak_memory"]["host"] > 1e7 and "cpu" in told["device"]
   assert told["command"].startswith("python -m experiments.sample --model=")
-  refused = subprocess.run(
-    [*command[:4], "--prompt=a", "--size=20x32"], cwd=ROOT, capture_output=True, text=True,
-    check=False,
-  )  # fmt: skip
+  refused = command("sample", f"--model={folder}", "--prompt=a", "--size=20x32")
   assert refused.returncode == 1 and "nearest is 16 x 32" in refused.stderr
 
 
@@ -85,8 +87,13 @@ def test_processes_share_the_videos(folder, tmp_path, monkeypatch):
   monkeypatch.setattr(sample_wan.jax, "process_count", lambda: 2)
   monkeypatch.setattr(sample_wan.jax, "process_index", lambda: 1)
   monkeypatch.setattr(sample_wan, "Sampler", FakeSampler)
-  made = draw(order(folder, tmp_path / "v", ["a", "b", "c"], layout="vbench", videos=1))
-  assert [pathlib.Path(p).name for p in made["files"]] == ["b-0.mp4"]
+  (tmp_path / "v.json").write_text("{}")
+  asked = order(folder, tmp_path / "v", ["a", "b", "c"], layout="vbench", videos=1)
+  assert [pathlib.Path(p).name for p in draw(asked)["files"]] == ["b-0.mp4"]
+  # The other is done with "a" before this one looks: "b" is still its own.
+  (tmp_path / "v" / "a-0.mp4").touch()
+  (tmp_path / "v" / "b-0.mp4").unlink()
+  assert [pathlib.Path(p).name for p in draw(asked)["files"]] == ["b-0.mp4"]
 
 
 class FakeSampler:
