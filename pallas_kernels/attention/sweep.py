@@ -129,7 +129,8 @@ class Sweep:
     def partial(n, carry):
       tile = _at(tiles, n)
       some = allowed(tile)
-      if self.mask.static:
+      # A GPU asks the host which branch to take, and waits: that costs more than a tile.
+      if self.mask.static or jax.default_backend() == "gpu":
         return body(tile, some, carry)
       return lax.cond(some.any(), lambda c: body(tile, some, c), lambda c: c, carry)
 

@@ -11,7 +11,7 @@ from mutation import assert_caught, mutant
 from random_params import randomised
 
 from pallas_kernels.attention import cudnn
-from vidstep.attention import dispatch
+from vidstep.attention import attention, dispatch
 from vidstep.causal import kv_cache
 from vidstep.causal.cached import CachedNetwork
 from vidstep.causal.kv_cache import CachePolicy
@@ -125,3 +125,23 @@ def test_a_whole_cache_has_no_window():
   model = VideoDiT(dim=32, heads=2, depth=1)
   with pytest.raises(ValueError, match="hides some frames"):
     CachedNetwork(model, CachePolicy(4, whole=True), TeacherForcing() & Window(3))
+
+
+@pytest.mark.parametrize(("backend", "branches"), [("cpu", True), ("gpu", False)])
+def test_tiles_that_nobody_sees_are_skipped_where_asking_is_cheap(backend, branches, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  rng = np.random.default_rng(0)
+  q, k, v = (jnp.float32(rng.normal(size=(1, n, 2, 16))) for n in (130, 400, 400))
+  q_info, k_info = (token_info(np.zeros(n, int)) for n in (130, 400))
+
+  def run(valid, implementation):
+    info = k_info._replace(valid=valid)
+    return attention(q, k, v, Prefix(), q_info=q_info, k_info=info, implementation=implementation)
+
+  jax.clear_caches()
+  for seen in (0, 10, 300, 400):
+    valid = jnp.int32(jnp.arange(400) < seen)
+    np.testing.assert_allclose(run(valid, "xla_chunked"), run(valid, "xla"), atol=2e-6)
+  lowered = jax.jit(lambda valid: run(valid, "xla_chunked")).lower(valid)
+  assert ("stablehlo.case" in lowered.as_text()) == branches
+  jax.clear_caches()
