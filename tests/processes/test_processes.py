@@ -104,7 +104,7 @@ def test_alone_everything_is_trivial(tmp_path):
   processes.compare({"a": 1})
   processes.check_shared(tmp_path / "new")
   assert (tmp_path / "new").is_dir() and processes.is_first()
-  assert processes.gather("x") == ["x"] and processes.anywhere(True)
+  assert processes.gather("x") == ["x"]
   mesh = make_mesh(devices=jax.devices()[:2])
   sharding = NamedSharding(mesh, PartitionSpec("data"))
   assert processes.share(sharding, 4) == (0, 1)
@@ -170,7 +170,6 @@ TWO = """
 
   processes.check_devices()
   told = {"first": processes.is_first(), "texts": processes.gather("é" * (INDEX + 1))}
-  told["anywhere"] = [processes.anywhere(INDEX == 1), processes.anywhere(False)]
   told["same"] = refusal(processes.compare, {"a": 1, "b": [2]})
   told["differs"] = refusal(processes.compare, {"a": 1, "b": [2 + INDEX]})
   told["shared"] = refusal(processes.check_shared, folder / "shared")
@@ -202,7 +201,7 @@ def test_two_processes_agree_and_end_together(tmp_path):
   apart = [first.pop("apart"), second.pop("apart")]  # each names the folder that it was given
   del first["first"], second["first"]
   assert first == second  # whatever it is, both know it
-  assert first["texts"] == ["é", "éé"] and first["anywhere"] == [True, False]
+  assert first["texts"] == ["é", "éé"]
   assert first["same"] == first["shared"] == "None"
   assert "Process 1 differs from process 0: b is [3] there and [2] in process 0" in first["differs"]
   assert all("Process 1 does not see" in a and "storage that they share" in a for a in apart)

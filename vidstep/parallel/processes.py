@@ -120,11 +120,6 @@ def gather(text):
   return [bytes(row[:n]).decode() for row, n in zip(rows, lengths, strict=True)]
 
 
-def anywhere(condition):
-  """Whether `condition` is true in any process; the same answer in all."""
-  return any(gather("x" if condition else ""))
-
-
 def compare(facts):
   """Refuses to go on unless all processes hold the same facts.
 
