@@ -26,10 +26,16 @@ def references_of(config, objective, *, resolve=True):
     resolve: name the step of every run; False asks no run, and takes any name for the reference.
 
   Raises:
-    ValueError: for a network without a reference.
+    ValueError: for a network without a reference, or options that are not for it.
     FileNotFoundError: if there is no such run.
   """
-  adapted = [role for role in objective.roles if lora_of(config, role)]
+  trained = [role for role in objective.roles if role != "critic"]
+  adapted = [role for role in trained if lora_of(config, role)]
+  for name, net in config["nets"].items():
+    if lora_of(config, name) and name not in trained:
+      raise ValueError(f"nets.{name}.lora: only {', '.join(trained)} can train low-rank factors.")
+    if net.get("param_dtype") and name not in (*objective.frozen, *adapted):
+      raise ValueError(f"nets.{name}.param_dtype: weights that are trained are float32; drop it.")
   references = {}
   for name in (*objective.frozen, *(role + BASE for role in adapted)):
     net = config["nets"].get(name.removesuffix(BASE), {})

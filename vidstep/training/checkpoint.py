@@ -3,7 +3,8 @@
 Layout: `workdir/checkpoints/<step>/` with one Orbax item for each part, so that one network can be
 read without the rest:
 
-    <role>.params, <role>.ema, <role>.opt    weights, their average, optimizer state
+    <role>.params, <role>.ema, <role>.opt    weights (or low-rank factors without their base), their
+                                             average, optimizer state
     run                                      step, update counts, aux, PRNG key
     meta                                     JSON: config, loader position, references to frozen
                                              networks ("workdir:role:ema@step"), checksums
