@@ -1,6 +1,7 @@
 """Training data from a config: loader, embedded captions, batches as objectives want them."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def fit_to_data(config, codec, loader):
   Args:
     config: the config as a dict; None in `model` is filled in.
     codec: the codec; None for latents.
-    loader: the data; None for latents whose sizes the config states.
+    loader: the data; None where the config states its sizes.
   """
   data, model = config["data"], config["model"]
   frames, context = data["frames"], data["context"]
@@ -85,6 +86,7 @@ def fit_to_data(config, codec, loader):
 
 def _video_shapes(data, model, codec, loader):
   """Shapes of a batch of pixels and actions; fills in the fields of the model that follow."""
+  loader = _stated(data, model, codec) if loader is None else loader
   if loader.size is None:
     raise ValueError(f"{data['path']} holds latents: set data.codec to none, not {data['codec']}.")
   batch, frames = data["batch_size"], data["frames"]
@@ -99,6 +101,17 @@ def _video_shapes(data, model, codec, loader):
     shapes["text"] = jax.ShapeDtypeStruct((batch, length, TextEncoder.dim), jnp.float32)
     shapes["text_mask"] = jax.ShapeDtypeStruct((batch, length), bool)
   return shapes
+
+
+def _stated(data, model, codec):
+  """Stands in for data of pixels that is not opened: its sizes are what the config states."""
+  if data["latent_size"] is None or model["action_dim"] is None:
+    raise ValueError(
+      "Shapes without data follow from the config: give data.latent_size=(h, w) and "
+      "model.action_dim."
+    )
+  size = data["latent_size"][0] * codec.factors[1]
+  return types.SimpleNamespace(size=size, num_actions=model["action_dim"])
 
 
 def _latent_shapes(data, model, loader):

@@ -30,10 +30,10 @@ _TF, _SCM, _SF = (f"configs/wan/{name}.py" for name in ("teacher_forcing", "tf_s
 _TPU, _GPU = (f"--config.model.attention=pallas_{name}" for name in ("tpu", "gpu"))
 _ROLLOUT = "--loops=1.5"  # 1 to 4 steps in turn, of which the last is no part of the loop
 _PARTS = "--config.train.accumulate="
-# Latents of its codec stand for pixels: the step is the same, but for the actions.
+# Pixels in patches of the size of its codec's stand for latents: as many tokens.
 _DOOM = (
-  "--config.data.codec=none", "--config.data.latent_size=(16,16)", "--config.model.in_channels=24",
-  "--config.model.out_channels=24",
+  "--config.data.codec=pixel", "--config.data.latent_size=(64,64)", "--config.model.patch=(1,8,8)",
+  "--config.model.action_dim=3",
 )  # fmt: skip
 
 # name -> (config, machine, further flags)
@@ -44,9 +44,9 @@ PRESETS = {
   "TF 1.3B v5p-128": (f"{_TF}:1.3b", "v5p-128", (_TPU,)),
   "TF-sCM 14B h200-32": (f"{_SCM}:14b", "h200-32", (_GPU,)),
   "TF-sCM 14B h200-32 plain": (f"{_SCM}:14b", "h200-32", ()),
-  "SF-DMD 14B h200-64": (f"{_SF}:14b", "h200-64", (_GPU, _ROLLOUT)),
-  "SF-DMD 14B h100-64": (f"{_SF}:14b", "h100-64", (_GPU, _ROLLOUT)),
-  "SF-DMD 14B LoRA h200-8": (f"{_SF}:14b,lora", "h200-8", (_GPU, _ROLLOUT, _PARTS + "8")),
+  "SF-DMD 14B h200-64": (f"{_SF}:14b", "h200-64", (_ROLLOUT,)),
+  "SF-DMD 14B h200-64 pallas": (f"{_SF}:14b", "h200-64", (_GPU, _ROLLOUT)),
+  "SF-DMD 14B LoRA h200-8": (f"{_SF}:14b,lora", "h200-8", (_ROLLOUT, _PARTS + "8")),
   "TF 14B h100-64": (f"{_TF}:14b", "h100-64", (_GPU,)),
   "TF 14B h200-8": (f"{_TF}:14b", "h200-8", (_GPU, _PARTS + "8")),
   "TF 1.3B h100-32": (f"{_TF}:1.3b", "h100-32", (_GPU,)),
