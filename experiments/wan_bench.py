@@ -29,6 +29,7 @@ from experiments import flags as shared
 from experiments import wan_bench_attention as attention
 from experiments import wan_bench_report as report
 from experiments.wan_bench_clip import Clip
+from experiments.wan_bench_decode import DECODERS, time_decode
 from experiments.wan_bench_floor import Floor
 from experiments.wan_bench_programs import Programs, dit_shapes, draw, functions, make_size
 from experiments.wan_bench_rows import ROWS
@@ -59,10 +60,11 @@ def main(argv):
     return
   machine = _machine(MACHINE.value)
   left = lambda: 60 * MINUTES.value - (time.monotonic() - begin)
-  result = {"about": _about(size), "attention": [], "rows": [], "not_run": {}}
+  result = {"about": _about(size), "attention": [], "decoding": [], "rows": [], "not_run": {}}
   bench = Bench(size, machine, left, result, OUT.value)
   for row in rows:
     bench.run(row)
+  bench.try_decoders(rows[0].chunk)
   bench.try_experimental(rows[0].chunk)
   result["about"]["minutes"] = (time.monotonic() - begin) / 60
   report.write(result, OUT.value)
@@ -115,6 +117,18 @@ class Bench:
     self.result["rows"].append(done)
     report.write(self.result, self.out)
     print(f"{row.name}: {done['fps']:.2f} FPS, published {row.fps}", flush=True)
+
+  def try_decoders(self, chunk):
+    """Other ways to decode a chunk beside the one that rows take, while there is time."""
+    if self.size.vae is None or chunk not in self._clips:
+      return
+    for name, at_once, options in DECODERS:
+      if self.left() <= self._slowest["compile"] + 20:
+        self.result["not_run"][f"decoding, {name}"] = "no time is left"
+        continue
+      decode = time_decode(self.size, chunk, self._clips[chunk].vae, at_once or chunk, options)
+      self.result["decoding"].append({"name": name, "chunk": chunk} | decode)
+    report.write(self.result, self.out)
 
   def try_experimental(self, chunk):
     """Kernels never run on their hardware, each in a process of its own, while there is time."""

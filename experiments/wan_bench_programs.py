@@ -129,7 +129,7 @@ class Programs:
       done = {name: pool.submit(_compile, name, low) for name, low in lowered.items()}
     for name, future in done.items():
       compiled, seconds = future.result()
-      self.stages[name] = Program(compiled, _moved(compiled), seconds)
+      self.stages[name] = Program(compiled, moved_bytes(compiled), seconds)
 
 
 def functions(size: Size, chunk: int, attention: str | None, *, noisy: bool = False) -> dict:
@@ -159,7 +159,7 @@ def functions(size: Size, chunk: int, attention: str | None, *, noisy: bool = Fa
   if noisy:
     wanted["denoise + write"] = both, (params, cache, x, t), 1
   if size.vae is not None:
-    run = functools.partial(_decode, size.vae, chunk)
+    run = functools.partial(decode, size.vae, chunk)
     vae = vae_shapes(size)
     state = jax.eval_shape(run, vae, x)[1]
     wanted["decode, first"] = run, (vae, x), ()
@@ -208,8 +208,8 @@ def draw(shapes: Any, seed: int = 0) -> Any:
   return make(jax.random.normal(jax.random.key(seed), (POOL,)))
 
 
-def _decode(vae, at_once, params, latents, state=None):
-  """Latents -> pixels uint8, and the state of the decoder."""
+def decode(vae, at_once: int, params, latents: jax.Array, state=None):
+  """Latents -> pixels uint8, and the state of the decoder; see `decode_chunk`."""
   video, state = decode_chunk(vae, params, latents, state, at_once=at_once)
   return jnp.clip(jnp.round((video + 1) * 127.5), 0, 255).astype(jnp.uint8), state
 
@@ -222,12 +222,17 @@ def _stored(path, a):
 
 def _compile(name, lowered):
   begin = time.perf_counter()
-  decode = name.startswith("decode") and jax.default_backend() == "gpu"
-  compiled = lowered.compile(compiler_options=GPU_DECODE if decode else None)
+  compiled = lowered.compile(compiler_options=options(name.startswith("decode")))
   return compiled, time.perf_counter() - begin
 
 
-def _moved(compiled):
+def options(channels_last: bool) -> dict | None:
+  """Compiler options of a program."""
+  return GPU_DECODE if channels_last and jax.default_backend() == "gpu" else None
+
+
+def moved_bytes(compiled) -> float | None:
+  """What a compiled program reads and writes; None where its text cannot be read."""
   try:
     return read_traffic(compiled.as_text(), devices=1).memory
   except Exception:  # a way of writing programs that the reader does not know: the clock goes on

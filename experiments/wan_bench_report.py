@@ -125,6 +125,12 @@ def markdown(result: dict) -> str:
     lines += ["| attention, reading half a cache | chunk | ms | error against xla |"]
     lines += ["|---|---|---|---|"]
     lines += [_attention(r) for r in result["attention"]] + [""]
+  if result["decoding"]:
+    lines += ["| decoding a chunk | latents | ms | GB moved |", "|---|---|---|---|"]
+    for r in result["decoding"]:
+      moved = "-" if r["moved"] is None else f"{r['moved'] / 1e9:.1f}"
+      lines.append(_line((r["name"], r["chunk"], f"{1e3 * r['seconds']:.2f}", moved)))
+    lines.append("")
   if result["not_run"]:
     lines += [f"- {name}: not run, {why}" for name, why in result["not_run"].items()] + [""]
   return "\n".join(lines)

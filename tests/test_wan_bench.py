@@ -51,6 +51,8 @@ def test_one_command_writes_numbers_a_page_and_a_picture(tmp_path):
   assert row["finite"] and stages["denoise"]["bandwidth"] == pytest.approx(
     stages["denoise"]["moved"] / stages["denoise"]["p50"] / 4.8e12
   )
+  ways = [way["name"] for way in result["decoding"]]
+  assert ways == ["as in the rows", "latent by latent", "in the compiler's own layout"]
   page = (tmp_path / "wan.md").read_text()
   assert "| chunk-2-noisy | 7 |" in page and "| cudnn | 3 | not run" in page
 
