@@ -9,6 +9,8 @@ import pytest
 from mutation import assert_caught
 from toy_engine import build, frames_of, open_session, run, settle, variant
 
+from vidstep.training.checksum import checksum, checksum_of
+
 
 def test_a_restored_stream_goes_on_bit_for_bit(engine, tmp_path):
   session = open_session(engine, seed=8, steps=2, text="rain", window=3)
@@ -75,6 +77,12 @@ def test_damaged_and_foreign_files_are_refused_in_one_sentence(engine, alone, tm
   session.close()
   assert alone.restore(path).index == 0  # the size of the batch does not matter
   alone.sessions[0].close()
+
+
+def test_weights_summed_leaf_by_leaf_are_weights_summed_at_once(alone):
+  params = {"a": alone.params, "b": np.arange(3)}
+  assert checksum_of(params) == checksum({"x": params})["x"] != checksum_of(params["b"])
+  assert alone._identity["weights"] == checksum_of(alone.params)
 
 
 def test_streams_of_other_networks_and_formats_are_refused(engine, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from vidstep.causal.inputs import check_context, embed
 from vidstep.causal.programs import Programs
 from vidstep.causal.session import Chunk, Session, Settings, Snapshot, Stamps
 from vidstep.metrics.compilations import compilations
-from vidstep.training.checksum import checksum
+from vidstep.training.checksum import checksum_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,8 +125,9 @@ class Engine:
     self._batch = Batch(self._programs, self.params, self.codec, nothing)
     self.pixels = self._programs.pixels  # (H, W, 3)
     self.context_latents = self._programs.context_latents
-    sums = checksum({"weights": self.params, "codec": self.codec})
-    self._identity = sums | {
+    self._identity = {
+      "weights": checksum_of(self.params),
+      "codec": checksum_of(self.codec),
       "policy": repr(getattr(network, "policy", None)),
       "chunk": [first, chunk],
       "frame_shape": list(self.frame_shape),
