@@ -77,3 +77,25 @@ def test_inputs_of_blocks_wait_in_the_memory_of_the_host():
   assert "pinned_host" in text or "<host>" in text
   text = str(jax.make_jaxpr(gradient("nothing")[0])(gradient("nothing")[1]))
   assert not ("pinned_host" in text or "<host>" in text)
+
+
+def test_beside_a_tangent_attention_that_is_kept_is_not_computed_again_either():
+  def count(remat):
+    model = VideoDiT(
+      dim=32, heads=2, depth=2, in_channels=2, out_channels=2, scan=True, remat=remat,
+      attention="xla_chunked",
+    )  # fmt: skip
+    x, one = jnp.ones((1, 2, 4, 4, 2)), jnp.ones(1)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, one))["params"]
+    params = jax.tree.map(lambda a: jnp.ones(a.shape), shapes)
+
+    def loss(params):
+      apply = lambda x, t: model.apply({"params": params}, x, t).v
+      v, dv = jax.jvp(apply, (x, one), (x, one))
+      return ((v - jax.lax.stop_gradient(v + dv)) ** 2).sum()
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(params))
+    return [text.count(f"attention_{name}[") for name in ("forward_tangent", "forward", "backward")]
+
+  assert count("attention") == count(None) == [1, 0, 1]
+  assert count("nothing") == [1, 1, 1]
