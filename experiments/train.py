@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from PIL import Image
 from tqdm import tqdm
 
 from experiments import flags as shared
@@ -37,6 +36,7 @@ from experiments.drawing import behind_context, make_sample_fn
 from experiments.fingerprint import fingerprint
 from experiments.frozen import load_frozen
 from experiments.preview import make_show
+from vidstep.data.video_io import save_picture
 from vidstep.parallel import processes
 from vidstep.parallel.mesh import AXES, make_mesh
 from vidstep.parallel.sharding import (
@@ -202,8 +202,8 @@ def train(config, workdir, *, wandb=None, profile=None):
     drawn = drawn.reshape(seeds, -1, *drawn.shape[1:])
     if due(step, settings["sample_every"]) and lead:
       picture = side_by_side(real, drawn[0])
-      (workdir / "samples").mkdir(exist_ok=True)
-      Image.fromarray(picture).save(workdir / "samples" / f"step_{step:07d}.png")
+      path = workdir / "samples" / f"step_{step:07d}.png"
+      save_picture(path, picture, made_by="vidstep", composite=True)
       log.image(step, "samples", picture)
     return probe(real, drawn, context=config["data"]["context"])
 
