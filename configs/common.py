@@ -113,7 +113,7 @@ def model() -> ConfigDict:
   config.prediction = "v"
   config.t_min = 0.05
   config.dtype = "float32"
-  config.remat = placeholder(str)
+  config.remat = placeholder(str)  # what blocks keep: a name in vidstep.models.remat; None: all
   config.scan = False
   config.attention = placeholder(str)
   config.features = ()
