@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,10 +101,10 @@ def draw(order: Order) -> dict:
   jobs = plan_jobs(order.prompts, order.out, **how)
   picture = None if order.image is None else read_picture(order.image)
   with log.stage("load"):
-    wan, student = open_network(order)
+    wan, run = open_network(order)
   if wan.release.image and picture is None:
     raise ValueError(f"{wan.name} continues a picture: give --image=file.")
-  setting = setting_of(order, wan.release, student)
+  setting = setting_of(order, wan.release, run)
   height, width = size_of(order, wan, picture)
   frames = order.frames or wan.release.frames
   shape = wan.latent_shape(height, width, frames)
@@ -147,22 +148,32 @@ def draw(order: Order) -> dict:
 
 
 def open_network(order: Order):
-  """(`Wan`, the `networks.Causal` of the run that its transformer comes from, or None)."""
+  """(`Wan`, the `Run` that its transformer comes from, or None)."""
   if order.dtype not in ("bfloat16", "float32"):
     raise ValueError(f"--dtype={order.dtype}: choose bfloat16 or float32.")
-  dtype, student, transformer = jnp.dtype(order.dtype), None, order.transformer
+  dtype, run, transformer = jnp.dtype(order.dtype), None, order.transformer
   if transformer is not None and not pathlib.Path(transformer).exists() and ":" in transformer:
     reference = resolve_reference(transformer)
     config, params = load_network(reference)
     role = parse_reference(reference)[1]
     model = networks.make_model(config, role).clone(dtype=dtype)
-    student, transformer = networks.causal_of(config, role, model), (model, params)
+    run = Run(networks.causal_of(config, role, model), config["eval"])
+    transformer = model, params
   files = {"lora": order.lora, "tiny_decoder": order.tiny_decoder}
-  return open_wan(order.model, dtype=dtype, transformer=transformer, **files), student
+  return open_wan(order.model, dtype=dtype, transformer=transformer, **files), run
 
 
-def setting_of(order: Order, release, student=None) -> Setting:
+class Run(NamedTuple):
+  """What a run says of its network: how it sees a video, and `config.eval`."""
+
+  causal: networks.Causal
+  eval: dict
+
+
+def setting_of(order: Order, release, run: Run | None = None) -> Setting:
   """How videos are drawn: what is asked for, else what the run says, else what the release says."""
+  if run is not None:
+    order = _as_run(order, run.eval)
   few = order.times is not None
   steps = order.steps or 50
   if few:
@@ -171,9 +182,9 @@ def setting_of(order: Order, release, student=None) -> Setting:
     times = release_times(steps, release.shift if order.shift is None else order.shift)
   usual = 1.0 if few else release.guidance
   chunk, mask, context = order.chunk, None, "clean"
-  if student is not None and student.chunk is not None:
-    chunk = student.chunk if chunk is None else chunk
-    mask, context = student.mask, student.context
+  if run is not None and run.causal.chunk is not None:
+    chunk = run.causal.chunk if chunk is None else chunk
+    mask, context = run.causal.mask, run.causal.context
   if order.window is not None:
     mask = Window(order.window, order.sink)
   if chunk is None and order.window is not None:
@@ -186,6 +197,15 @@ def setting_of(order: Order, release, student=None) -> Setting:
     mask=mask,
     context=context,
   )
+
+
+def _as_run(order, said):
+  """The order with what `config.eval` says where nothing is asked for."""
+  other = lambda name: said[name] if getattr(order, name) is None else getattr(order, name)
+  own = {name: other(name) for name in ("solver", "shift", "guidance")}
+  if order.times is None:
+    own |= {"times": tuple(said["times"]) or None, "steps": other("steps")}
+  return dataclasses.replace(order, **own)
 
 
 def size_of(order: Order, wan: Wan, picture) -> tuple[int, int]:

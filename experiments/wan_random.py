@@ -4,7 +4,7 @@
   python -m experiments.sample --model=runs/wan-1.3b --prompt="anything" --size=64x64 --frames=5
 
 The transformer and the VAE have every name and shape of the release, in diffusers' layout and in
-bfloat16: 3.1 GB for 1.3b, 29 GB for 14b. The text encoder keeps UMT5-XXL's width, which the
+bfloat16: 3.4 GB in all for 1.3b, 29 GB for 14b. The text encoder keeps UMT5-XXL's width, which the
 transformer reads, but has two layers and a tokenizer of single letters, unless --full_text: then it
 is 11 GB. Its videos are noise; its cost is the real one. --size=tiny is for tests: everything is
 small, but the factors of the VAE.

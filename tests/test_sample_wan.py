@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import av
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import sample_wan
+from experiments.flags import load_config
 from experiments.sample_files import parse_size, plan_jobs, read_lines, still_to_do
 from experiments.sample_wan import Order, draw, setting_of, size_of
 from tests.wan_release import CHANNELS, TEXT_DIM, make_release
@@ -179,6 +181,24 @@ def test_image_to_video_and_a_causal_student(tmp_path, folder, monkeypatch):
     draw(order(release, tmp_path / "x.mp4"))
   with pytest.raises(ValueError, match="from text alone"):
     draw(order(folder, tmp_path / "x.mp4", **how))
+
+
+def test_a_network_of_a_run_is_drawn_as_the_run_says(folder, tmp_path, monkeypatch):
+  config = load_config(ROOT / "configs/wan/tf_dcm.py:tiny").to_dict()
+  params = jax.tree.map(np.asarray, open_wan(make_release(tmp_path / "s", seed=1)).params)
+  monkeypatch.setattr(sample_wan, "resolve_reference", lambda reference: reference)
+  monkeypatch.setattr(sample_wan, "load_network", lambda reference: (config, params))
+  monkeypatch.setattr(sample_wan, "Sampler", FakeSampler)
+  monkeypatch.setattr(FakeSampler, "asked", ())
+  said = {"transformer": "runs/x:student:ema", "steps": None}
+  draw(order(folder, tmp_path / "x.png", **said))
+  draw(order(folder, tmp_path / "x.png", **said | {"steps": 1, "guidance": 2.0, "chunk": 1}))
+  (*_, own), (*_, asked) = FakeSampler.asked
+  np.testing.assert_allclose(own.times, (1, 15 / 16, 5 / 6, 5 / 8, 0), rtol=1e-6)
+  assert (own.solver, own.guidance, own.chunk) == ("consistency", 1.0, 3)
+  assert (asked.times, asked.guidance, asked.chunk) == ((1.0, 0.0), 2.0, 1)
+  wan, _ = sample_wan.open_network(order(folder, "y", **said))
+  assert wan.params is params and wan.model.dtype == jnp.float32
 
 
 def test_files_are_named_by_prompts_or_given_names(tmp_path):
