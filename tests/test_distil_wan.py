@@ -155,6 +155,13 @@ def test_what_is_loaded_is_base_and_factors_as_in_training(root, trained):
   got = load_network(f"{root}/sf:student")[1]
   same = np.asarray(base["blocks"]["ffn_in"]["bias"])  # no layer with factors: not touched
   np.testing.assert_array_equal(got["blocks"]["ffn_in"]["bias"], same)
+  # Onto a mesh, in the dtype that is asked for: the start of another run.
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), got)
+  shardings = state_sharding(like, make_mesh(2, 4))
+  like = jax.tree.map(lambda x, sharding: x.update(sharding=sharding), like, shardings)
+  onto = load_network(f"{root}/sf:student", like=like)[1]
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.float32(b)), onto, got)
+  assert jax.tree.map(lambda x: x.sharding, onto) == shardings
 
 
 def test_a_run_of_factors_resumes_bit_for_bit(root, trained, tmp_path):
@@ -280,6 +287,14 @@ def test_words_and_shapes_that_do_not_exist_are_named():
   config = teacher_forcing.get_config("tiny")
   config.data.text = False
   with pytest.raises(ValueError, match=r"set data\.text to True"):
+    setup.build(config, data=False)
+  config = sf_dmd.get_config("tiny")
+  config.nets.fake.param_dtype = "bfloat16"
+  with pytest.raises(ValueError, match=r"nets\.fake\.param_dtype: weights that are trained are"):
+    setup.build(config, data=False)
+  config = sf_dmd.get_config("tiny")
+  config.nets.teacher.lora.rank = 2
+  with pytest.raises(ValueError, match=r"nets\.teacher\.lora: only student, fake can train"):
     setup.build(config, data=False)
   config = sf_dmd.get_config("tiny")
   config.nets.teacher.param_dtype = "float8"
