@@ -27,7 +27,6 @@ CASES = {
   "parts of matrices": ("flow_matching", (4, 1, 1, 2), "tensor", "ring"),
   "all of it": ("flow_matching", (1, 2, 2, 2), "fsdp_tensor", "ring"),
   "tangents": ("scm", (1, 2, 2, 2), "fsdp_tensor", "ring"),
-  "tangents, frames for heads": ("scm", (2, 1, 4, 1), "fsdp_sequence", "all_to_all"),
   "rollouts": ("self_forcing", (1, 2, 2, 2), "fsdp_sequence_tensor", "ring"),
 }
 
