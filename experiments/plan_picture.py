@@ -48,5 +48,5 @@ def draw(rows, path):
   axes.set_yticks(range(len(shown)), list(shown))
   axes.invert_yaxis()
   axes.set_xlabel("GiB on one device while it steps; the black mark is what it has")
-  axes.legend(fontsize="small", ncols=2, loc="lower right")
+  figure.legend(fontsize="small", ncols=len(PARTS), loc="outside upper center")
   figure.savefig(path, dpi=110)

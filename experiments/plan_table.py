@@ -123,6 +123,8 @@ def page(rows):
     notes += [f"- {name}: {note}." for note in sorted({n for s in steps for n in s["notes"]})]
   parts = ["\n".join(lines), "Commands, and how long they took beside other work:", *commands]
   text = HEAD + parts[0] + "\n\n" + parts[1] + "\n\n" + "\n".join(parts[2:]) + "\n"
+  if missing := [name for name in PRESETS if name not in rows]:
+    text += f"\nNot compiled yet: {', '.join(missing)}.\n"
   return text + ("\nWhat to know:\n\n" + "\n".join(notes) + "\n" if notes else "")
 
 
