@@ -19,7 +19,7 @@ from experiments.sample_wan import Order, draw, setting_of, size_of
 from tests.wan_release import CHANNELS, TEXT_DIM, make_release
 from vidstep.masks import Window
 from vidstep.models.releases import WAN
-from vidstep.teachers.wan import open_wan
+from vidstep.teachers.wan import Wan, open_wan
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 ROOT = pathlib.Path(__file__).parents[1]
@@ -85,19 +85,6 @@ def test_vbench_layout_goes_on_where_it_was_cut_short(folder, tmp_path):
     draw(order(folder, out, prompts, layout="vbench", videos=2, guidance=1.0, seed=1))
 
 
-def test_processes_share_the_videos(folder, tmp_path, monkeypatch):
-  monkeypatch.setattr(sample_wan.jax, "process_count", lambda: 2)
-  monkeypatch.setattr(sample_wan.jax, "process_index", lambda: 1)
-  monkeypatch.setattr(sample_wan, "Sampler", FakeSampler)
-  (tmp_path / "v.json").write_text("{}")
-  asked = order(folder, tmp_path / "v", ["a", "b", "c"], layout="vbench", videos=1)
-  assert [pathlib.Path(p).name for p in draw(asked)["files"]] == ["b-0.mp4"]
-  # The other is done with "a" before this one looks: "b" is still its own.
-  (tmp_path / "v" / "a-0.mp4").touch()
-  (tmp_path / "v" / "b-0.mp4").unlink()
-  assert [pathlib.Path(p).name for p in draw(asked)["files"]] == ["b-0.mp4"]
-
-
 class FakeSampler:
   """Returns the noise; remembers what it was asked."""
 
@@ -113,9 +100,28 @@ class FakeSampler:
     return noise
 
 
-def test_noise_is_of_seed_prompt_and_index_and_conditions_arrive(folder, tmp_path, monkeypatch):
+@pytest.fixture
+def fake(monkeypatch):
+  """No network is run and no latent decoded."""
+  grey = lambda wan, latents: np.full((1, 4 * latents.shape[1] - 3, 16, 16, 3), 128, np.uint8)
   monkeypatch.setattr(sample_wan, "Sampler", FakeSampler)
   monkeypatch.setattr(FakeSampler, "asked", ())
+  monkeypatch.setattr(Wan, "decode", grey)
+
+
+def test_processes_share_the_videos(folder, tmp_path, monkeypatch, fake):
+  monkeypatch.setattr(sample_wan.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(sample_wan.jax, "process_index", lambda: 1)
+  (tmp_path / "v.json").write_text("{}")
+  asked = order(folder, tmp_path / "v", ["a", "b", "c"], layout="vbench", videos=1)
+  assert [pathlib.Path(p).name for p in draw(asked)["files"]] == ["b-0.mp4"]
+  # The other is done with "a" before this one looks: "b" is still its own.
+  (tmp_path / "v" / "a-0.mp4").touch()
+  (tmp_path / "v" / "b-0.mp4").unlink()
+  assert [pathlib.Path(p).name for p in draw(asked)["files"]] == ["b-0.mp4"]
+
+
+def test_noise_is_of_seed_prompt_and_index_and_conditions_arrive(folder, tmp_path, fake):
   how = {"size": (16, 16), "frames": 1}
   draw(order(folder, tmp_path / "x.png", ["a", "b"], videos=2, negative="no", **how))
   draw(order(folder, tmp_path / "y.webp", ["b"], seed=3, **how))
@@ -163,9 +169,7 @@ def test_a_picture_gives_the_size(tmp_path):
   assert size_of(order("x", "y"), wan, np.zeros((9, 9, 3), np.uint8)) == SIZE
 
 
-def test_image_to_video_and_a_causal_student(tmp_path, folder, monkeypatch):
-  monkeypatch.setattr(sample_wan, "Sampler", FakeSampler)
-  monkeypatch.setattr(FakeSampler, "asked", ())
+def test_image_to_video_and_a_causal_student(tmp_path, folder, fake):
   release = make_release(tmp_path / "i2v", image=True)
   Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / "p.png")
   how = {"image": str(tmp_path / "p.png"), "guidance": 1.0, "steps": 1}
@@ -183,13 +187,11 @@ def test_image_to_video_and_a_causal_student(tmp_path, folder, monkeypatch):
     draw(order(folder, tmp_path / "x.mp4", **how))
 
 
-def test_a_network_of_a_run_is_drawn_as_the_run_says(folder, tmp_path, monkeypatch):
+def test_a_network_of_a_run_is_drawn_as_the_run_says(folder, tmp_path, monkeypatch, fake):
   config = load_config(ROOT / "configs/wan/tf_dcm.py:tiny").to_dict()
   params = jax.tree.map(np.asarray, open_wan(make_release(tmp_path / "s", seed=1)).params)
   monkeypatch.setattr(sample_wan, "resolve_reference", lambda reference: reference)
   monkeypatch.setattr(sample_wan, "load_network", lambda reference: (config, params))
-  monkeypatch.setattr(sample_wan, "Sampler", FakeSampler)
-  monkeypatch.setattr(FakeSampler, "asked", ())
   said = {"transformer": "runs/x:student:ema", "steps": None}
   draw(order(folder, tmp_path / "x.png", **said))
   draw(order(folder, tmp_path / "x.png", **said | {"steps": 1, "guidance": 2.0, "chunk": 1}))
