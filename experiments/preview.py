@@ -8,8 +8,8 @@ import numpy as np
 
 from vidstep.data.loader import data_info
 from vidstep.io import load_wan
-from vidstep.models.releases import WAN
 from vidstep.models.vae import VAECodec
+from vidstep.releases import WAN
 
 HEIGHT = 128  # pixels of a decoded preview at most
 COLOURS = 3.0  # standard deviations of a latent channel from black to white

@@ -6,7 +6,7 @@
     --chunk=3 --times=causal --prompt="A cat surfs." --out=cat.mp4
   python -m experiments.sample --network=runs/demo/student:student:ema --out=samples.mp4
 
---model is a name in vidstep/models/releases.py, a repository of the hub, or a folder. docs/wan.md
+--model is a name in vidstep/releases.py, a repository of the hub, or a folder. docs/wan.md
 says more. --network is a network of a run: real videos above generated ones, whose contexts and
 actions are those of held-out clips; solver, steps, shift, guidance and times default to what the
 run's own config.eval says. The suffix of --out chooses the form: .mp4, .webp, .gif, or .png for a
@@ -42,6 +42,7 @@ FRAMES = flags.DEFINE_integer("frames", None, "1 + 4 n; default: the release's 8
 TIMES = flags.DEFINE_string(
   "times", None, "Few-step students: a list such as 0.9,0.6, or its name."
 )
+FIRST = flags.DEFINE_string("first_times", None, "Those of a causal student's first chunk.")
 CHUNK = flags.DEFINE_integer("chunk", None, "Causal students: latent frames made together.", 1)
 WINDOW = flags.DEFINE_integer("window", None, "Causal students: latent frames seen.", 1)
 SINK = flags.DEFINE_integer("sink", 0, "Causal students: first frames that are always seen.", 0)
@@ -76,7 +77,8 @@ def main(argv):
       names=tuple(read_lines(NAMES.value)) if NAMES.value else None, videos=VIDEOS.value,
       negative=NEGATIVE.value, seed=SEED.value,
       size=parse_size(SIZE.value) if SIZE.value else None, frames=FRAMES.value,
-      steps=STEPS.value, times=_times(TIMES.value), shift=SHIFT.value, solver=SOLVER.value,
+      steps=STEPS.value, times=_times("times", TIMES.value),
+      first_times=_times("first_times", FIRST.value), shift=SHIFT.value, solver=SOLVER.value,
       guidance=GUIDANCE.value, chunk=CHUNK.value, window=WINDOW.value, sink=SINK.value,
       image=IMAGE.value, transformer=TRANSFORMER.value, lora=_lora(LORA.value),
       tiny_decoder=TINY.value, dtype=DTYPE.value, report=REPORT.value,
@@ -90,14 +92,14 @@ def _prompts():
   return [PROMPT.value] if PROMPTS.value is None else read_lines(PROMPTS.value)
 
 
-def _times(text):
+def _times(flag, text):
   """ "causal", or "0.9,0.6"."""
   if text is None or any(c.isalpha() for c in text):
     return text
   try:
     return tuple(float(part) for part in text.split(",") if part.strip())
   except ValueError as e:
-    raise ValueError(f"--times={text} should be a list such as 0.9,0.6, or a name.") from e
+    raise ValueError(f"--{flag}={text} should be a list such as 0.9,0.6, or a name.") from e
 
 
 def _lora(text):

@@ -45,6 +45,7 @@ class Order:
     frames: pixel frames, 1 + 4 n.
     steps: steps of the grid, or how many of `times`.
     times: name or intermediate times of a few-step list (`samplers.timestep_list`); None: a grid.
+    first_times: those of a causal student's first chunk, all of them; None: as the others.
     shift: time shift of the grid.
     solver: name in `samplers.SOLVERS`; None: "unipc", of a few-step list "consistency".
     guidance: w; None: the release's, of a few-step list 1.
@@ -71,6 +72,7 @@ class Order:
   frames: int | None = None
   steps: int | None = None
   times: str | tuple[float, ...] | None = None
+  first_times: str | tuple[float, ...] | None = None
   shift: float | None = None
   solver: str | None = None
   guidance: float | None = None
@@ -187,8 +189,10 @@ def setting_of(order: Order, release, run: Run | None = None) -> Setting:
     mask, context = run.causal.mask, run.causal.context
   if order.window is not None:
     mask = Window(order.window, order.sink)
-  if chunk is None and order.window is not None:
-    raise ValueError("--window is of a causal student: give its --chunk as well.")
+  for name in ("window", "first_times"):
+    if chunk is None and getattr(order, name):
+      raise ValueError(f"--{name} is of a causal student: give its --chunk as well.")
+  first = samplers.timestep_list(order.first_times).tolist() if order.first_times else ()
   return Setting(
     times=tuple(times.tolist()),
     solver=order.solver or ("consistency" if few else "unipc"),
@@ -196,6 +200,7 @@ def setting_of(order: Order, release, run: Run | None = None) -> Setting:
     chunk=chunk,
     mask=mask,
     context=context,
+    first_times=tuple(first),
   )
 
 
@@ -205,6 +210,8 @@ def _as_run(order, said):
   own = {name: other(name) for name in ("solver", "shift", "guidance")}
   if order.times is None:
     own |= {"times": tuple(said["times"]) or None, "steps": other("steps")}
+    if order.first_times is None:
+      own["first_times"] = tuple(said.get("first_times", ())) or None
   return dataclasses.replace(order, **own)
 
 

@@ -33,10 +33,10 @@ from experiments.synthesize_videos import VideoItems
 from vidstep.data import folder, latents, provenance, shards
 from vidstep.data.builder import describe
 from vidstep.io import load_wan
-from vidstep.models.releases import WAN
 from vidstep.parallel.attention import ShardedAttention
 from vidstep.parallel.mesh import make_mesh
 from vidstep.parallel.sharding import state_sharding
+from vidstep.releases import WAN
 from vidstep.samplers import SOLVERS, STOCHASTIC, TWO_TIMES
 from vidstep.teachers.encoders import TextEncoder
 from vidstep.teachers.text_to_video import NEGATIVE, Setting, release_times

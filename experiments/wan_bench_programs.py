@@ -17,8 +17,8 @@ from vidstep.causal.kv_cache import CachePolicy
 from vidstep.metrics.hlo import read_traffic
 from vidstep.models.cond import Cond
 from vidstep.models.dit import VideoDiT
-from vidstep.models.releases import WAN
 from vidstep.models.vae import TinyDecoder, WanVAE, decode_chunk
+from vidstep.releases import WAN
 
 # 3-D convolutions in the order of axes that arrays have (channels last). Left alone, XLA for GPUs
 # brings channels to the front and back around each of them.

@@ -20,9 +20,9 @@ from experiments import flags as shared
 from vidstep.io.random_wan import write_random_wan
 from vidstep.models.clip import CLIPVision
 from vidstep.models.dit import VideoDiT
-from vidstep.models.releases import WAN
 from vidstep.models.umt5 import UMT5Encoder
 from vidstep.models.vae import WanVAE
+from vidstep.releases import WAN
 
 RELEASES = {"1.3b": "wan2.1-t2v-1.3b", "14b": "wan2.1-t2v-14b", "i2v-14b": "wan2.1-i2v-14b-480p"}
 SIZE = flags.DEFINE_enum("size", "1.3b", [*RELEASES, "tiny"], "Which Wan.")

@@ -18,7 +18,7 @@ from experiments.sample_files import parse_size, plan_jobs, read_lines, still_to
 from experiments.sample_wan import Order, draw, setting_of, size_of
 from tests.wan_release import CHANNELS, TEXT_DIM, make_release
 from vidstep.masks import Window
-from vidstep.models.releases import WAN
+from vidstep.releases import WAN
 from vidstep.teachers.wan import Wan, open_wan
 
 pytestmark = pytest.mark.usefixtures("unoptimized")

@@ -8,7 +8,7 @@ means: `elements` makes up for it, so that Adam's epsilon means the same.
 import math
 
 from configs import common
-from vidstep.models.releases import WAN
+from vidstep.releases import WAN
 
 SIZES = {"1.3b": "wan2.1-t2v-1.3b", "14b": "wan2.1-t2v-14b"}
 CHUNKS = {"c1": 1, "c3": 3}  # latent frames that are denoised together: frame-wise, chunk-wise

@@ -3,11 +3,11 @@
 import pytest
 
 from vidstep.models.dit import VideoDiT
-from vidstep.models.releases import WAN
 from vidstep.parallel.attention import ShardedAttention, sharded_attention
 from vidstep.parallel.checks import check_network, check_rules
 from vidstep.parallel.mesh import make_mesh
 from vidstep.parallel.sharding import PRESETS
+from vidstep.releases import WAN
 
 SMALL = VideoDiT(**WAN["wan2.1-t2v-1.3b"].fields)
 

@@ -3,8 +3,10 @@
 import importlib.util
 
 import pytest
+from jax.experimental.topologies import get_topology_desc
 
 from experiments import plan
+from vidstep.parallel.mesh import make_mesh
 
 if importlib.util.find_spec("libtpu") is None:
   pytest.skip("libtpu is not installed (make compile)", allow_module_level=True)
@@ -28,3 +30,8 @@ def test_a_run_that_does_not_fit_says_what_it_needs():
   assert not plan.fits(record)
   assert plan.peak(record) > sum(record["held"].values()) > 15.75 * 2**30
   assert "does not fit" in plan.text(record)
+
+
+def test_a_mesh_axis_may_be_part_of_a_physical_one():
+  devices = get_topology_desc(platform="tpu", topology_name="v5p:4x4x4").devices
+  assert make_mesh(1, 32, 2, devices=devices).devices.shape == (1, 32, 2, 1)

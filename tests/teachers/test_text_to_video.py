@@ -64,19 +64,21 @@ def test_the_comparison_notices_a_repeated_step(wan, key):
   assert_caught(check_steps, wan, key, "unipc", broken.Sampler)
 
 
-@pytest.mark.parametrize("guidance, chunk, frames", [(1.0, 1, 2), (3.0, (1, 2), 3)])
-def test_chunk_by_chunk_is_the_rollout(wan, key, guidance, chunk, frames):
+@pytest.mark.parametrize("guidance, chunk, frames, more", [(1.0, 1, 2, 1), (3.0, (1, 2), 3, 0)])
+def test_chunk_by_chunk_is_the_rollout(wan, key, guidance, chunk, frames, more):
+  first = tuple(timestep_list("causal", 2 + more).tolist()) if more else ()
   times, noise = tuple(timestep_list("causal", 2).tolist()), NOISE[:, :frames]
-  setting = Setting(times, "consistency", guidance, chunk)
+  setting = Setting(times, "consistency", guidance, chunk, first_times=first)
   got = Sampler(wan, setting)(noise, COND, NULL, key)
   network = CachedNetwork(wan.model, CachePolicy(window=frames))
   if guidance != 1:
     # Rows without the condition hold the other text; only `start` sees one.
     other = lambda cond: cond if cond.text is None else cond.replace(text=NULL.text)
     network = Guided(network, guidance, other)
-  want = rollout(network, wan.params, noise, COND, key, chunk=chunk, times=times[:-1])[0]
+  how = {"chunk": chunk, "times": times[:-1], "first_times": first[:-1]}
+  want = rollout(network, wan.params, noise, COND, key, **how)[0]
   np.testing.assert_allclose(got, want, atol=2e-5)
-  assert setting.nfe(frames) == 2 * (2 + 1) * (1 if guidance == 1 else 2)
+  assert setting.nfe(frames) == (2 * (2 + 1) + more) * (1 if guidance == 1 else 2)
 
 
 def test_an_image_is_given_by_its_states_its_latents_and_a_mask(tmp_path):

@@ -3,7 +3,8 @@
 import math
 
 import jax
-from jax.sharding import AxisType
+from jax.experimental.mesh_utils import create_device_mesh
+from jax.sharding import AxisType, Mesh
 
 # The slowest network first: copies of the model may be far apart, parts of a matrix may not.
 AXES = ("data", "fsdp", "sequence", "tensor")
@@ -41,4 +42,6 @@ def make_mesh(data=-1, fsdp=1, sequence=1, tensor=1, *, devices=None):
       f"{given} does not fit {len(devices)} device(s): choose sizes whose product is "
       f"{len(devices)}, or -1 for one of them with the others dividing it."
     )
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+  # An axis may be part of a physical one: 32 x 2 on a torus of 4 x 4 x 4.
+  grid = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 4)

@@ -74,6 +74,8 @@ class Setting:
 
   Attributes:
     times: falling times, the last of them 0.
+    first_times: those of a causal student's first chunk, likewise; () for the same. Causal-rCM
+      makes it in 4 steps where the others have 1 or 2.
     solver: name in `samplers.SOLVERS`.
     guidance: w of v_null + w (v_cond - v_null); 1 is none.
     chunk: latent frames that a causal student makes together, k or (first, k); None: all of them.
@@ -87,6 +89,7 @@ class Setting:
   chunk: int | tuple[int, int] | None = None
   mask: Window | None = None
   context: str = "clean"
+  first_times: tuple[float, ...] = ()
 
   def nfe(self, frames: int) -> int:
     """Network evaluations for a video of so many latent frames; cache writes count."""
@@ -94,7 +97,7 @@ class Setting:
     if self.chunk is None:
       return samplers.nfe(self.solver, len(steps), self.guidance)
     chunks = chunk_index(frames, self.chunk)[-1] + 1
-    lists = rollout.schedule(steps, (), chunks)
+    lists = rollout.schedule(steps, self.first_times[:-1], chunks)
     how = {"solver": self.solver, "context": self.context, "guidance": self.guidance}
     return rollout.forwards(lists, **how)
 
@@ -177,19 +180,20 @@ class Sampler:
       own = Guided(network, how.guidance, other) if guided else network
       return rollout.begin(own, params, noise, cond)
 
-    def step(cache, params, noise, cond, key):
+    def step(cache, params, noise, cond, key, *, times):
       own = Guided(network, how.guidance, lambda cond: cond) if guided else network
-      solve = {"times": how.times[:-1], "solver": how.solver, "context": how.context}
+      solve = {"times": times, "solver": how.solver, "context": how.context}
       return rollout.next_chunk(own, params, noise, cond, cache, key, **solve)[::-1]
 
     cache = self._run(begin, self._params, noise, cond, null, donate=())
     sizes = np.bincount(chunk_index(frames, how.chunk)).tolist()
+    lists = rollout.schedule(how.times[:-1], how.first_times[:-1], len(sizes))
     parts, first = [], 0
-    for i, size in enumerate(sizes):
+    for i, (size, times) in enumerate(zip(sizes, lists, strict=True)):
       own = slice(first, first + size)
       image = None if cond.image is None else cond.image[:, own]
       inputs = noise[:, own], Cond(image=image), jax.random.fold_in(key, i)
-      cache, latents = self._run(step, cache, self._params, *inputs)
+      cache, latents = self._run(step, cache, self._params, *inputs, times=tuple(times))
       if parts:
         jax.block_until_ready(parts[-1])
         progress(i, len(sizes))
@@ -198,13 +202,14 @@ class Sampler:
     progress(len(sizes), len(sizes))
     return latents
 
-  def _run(self, function, *args, donate=(0,)):
+  def _run(self, function, *args, donate=(0,), **static):
     """Compiles a function for the shapes of its arguments, once, and calls it."""
     leaves, structure = jax.tree.flatten(args)
     place = lambda a: (a.shape, getattr(a, "sharding", None))
-    known = function.__name__, structure, tuple(map(place, leaves))
+    known = function.__name__, structure, tuple(map(place, leaves)), tuple(static.items())
     if known not in self._programs:
       begin = time.perf_counter()
+      function = functools.partial(function, **static)
       self._programs[known] = jax.jit(function, donate_argnums=donate).lower(*args).compile()
       self.compile_seconds += time.perf_counter() - begin
     return self._programs[known](*args)

@@ -13,8 +13,8 @@ from vidstep.io import load_lora, load_wan, merge_lora
 from vidstep.io.dit_names import dit_rules
 from vidstep.io.files import find
 from vidstep.models.dit import VideoDiT
-from vidstep.models.releases import WAN, Release
 from vidstep.models.vae import TinyDecoder, WanVAE, decode_chunk
+from vidstep.releases import WAN, Release
 from vidstep.teachers.encoders import ImageEncoder, TextEncoder
 
 
@@ -121,7 +121,7 @@ def open_wan(
   """Opens Wan 2.1, or something of its shape.
 
   Args:
-    path: a name in `vidstep.models.releases.WAN`, which is fetched from the hub; "owner/name" of
+    path: a name in `vidstep.releases.WAN`, which is fetched from the hub; "owner/name" of
       another repository; or a folder (a diffusers pipeline or the original release).
     dtype: of matrices and of computing. Norms, biases, modulation and what makes it stay float32.
     vae_dtype: of the VAE, and of the tiny decoder; the release computes its VAE in float32.

@@ -8,7 +8,7 @@ from vidstep.io.dit_names import dit_fields, dit_tensors
 from vidstep.io.files import find
 from vidstep.io.rules import flatten
 from vidstep.io.tensors import open_tensors
-from vidstep.models.releases import WAN
+from vidstep.releases import WAN
 
 SCHEME = "wan:"
 
@@ -21,7 +21,7 @@ def is_pretrained(reference) -> bool:
 def parse_pretrained(reference) -> tuple[str, str | None]:
   """ "wan:<place>[#role]" -> (place, role or None); a release becomes its repository.
 
-  The place is a name in `vidstep.models.releases.WAN`, a repository of the hub, a folder or a file;
+  The place is a name in `vidstep.releases.WAN`, a repository of the hub, a folder or a file;
   the role is one of a file that holds several networks, such as "generator".
   """
   place, _, role = reference.removeprefix(SCHEME).partition("#")
