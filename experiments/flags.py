@@ -55,18 +55,23 @@ def define_config(schema=common.base):
 
 def define_workdir(what):
   """Defines --workdir, once for all entry points in a process."""
-  return _define_path("workdir", None, what)
+  return _define(flags.DEFINE_string, "workdir", None, what)
 
 
 def define_out(what, default=None):
   """Defines --out, once for all entry points in a process."""
-  return _define_path("out", default, what)
+  return _define(flags.DEFINE_string, "out", default, what)
 
 
-def _define_path(name, default, what):
+def define_rows(what):
+  """Defines --rows, names of rows of a table, once for all entry points in a process."""
+  return _define(flags.DEFINE_list, "rows", None, what)
+
+
+def _define(kind, name, default, what):
   if name in flags.FLAGS:
     return flags.FlagHolder(flags.FLAGS, flags.FLAGS[name])
-  return flags.DEFINE_string(name, default, what)
+  return kind(name, default, what)
 
 
 def run(main, *, distributed=False):
@@ -101,7 +106,7 @@ def run(main, *, distributed=False):
       processes.failed(error)
       raise
 
-  shown = ["config", "workdir", "out", "debug", "compilation_cache"]
+  shown = ["config", "workdir", "out", "rows", "debug", "compilation_cache"]
   shown += ["coordinator", "processes", "process", "distributed"] if distributed else []
   for name in shown:
     if name in flags.FLAGS:  # in --help, which otherwise lists those of the entry point's own file

@@ -23,7 +23,7 @@ from vidstep.metrics.machines import machine as machine_of
 
 OUT = shared.define_out("Folder of plan.json, plan.md and plan.png.")
 FOLDER = "results/plan"
-ROWS = flags.DEFINE_list("rows", None, "Rows to compile anew; without it those that are missing.")
+ROWS = shared.define_rows("Rows to compile anew; without it those that are missing.")
 PAGE = flags.DEFINE_bool("page", False, "Write the page from the rows there are, compile nothing.")
 
 _TF, _SCM, _SF = (f"configs/wan/{name}.py" for name in ("teacher_forcing", "tf_scm", "sf_dmd"))

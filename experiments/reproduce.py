@@ -22,7 +22,7 @@ from experiments.tables.table import fill, results_of, write_json
 TABLE = flags.DEFINE_string("table", None, "Which table; several: a,b.")
 SEEDS = flags.DEFINE_integer("seeds", None, "Number of seeds; by default what the table says.")
 SMALL = flags.DEFINE_bool("small", False, "A few steps each: shows that it runs, and nothing else.")
-ROWS = flags.DEFINE_list("rows", None, "Fill these rows only (no claims without the others).")
+ROWS = shared.define_rows("Fill these rows only (no claims without the others).")
 OUT = shared.define_out("Folder for the report; by default WORKDIR/report.")
 WORKDIR = shared.define_workdir("Folder of finished cells; by default runs/tables.")
 

@@ -32,11 +32,11 @@ from experiments.wan_bench_clip import Clip
 from experiments.wan_bench_decode import DECODERS, time_decode
 from experiments.wan_bench_floor import Floor
 from experiments.wan_bench_programs import Programs, dit_shapes, draw, functions, make_size
-from experiments.wan_bench_rows import ROWS
+from experiments.wan_bench_rows import ROWS as TABLE
 from vidstep.metrics.machines import machine as find_machine
 
 OUT = shared.define_out("Folder for the results.")
-CHOSEN = flags.DEFINE_list("rows", [], f"Of {', '.join(ROWS)}; left out, all.")
+ROWS = shared.define_rows(f"Of {', '.join(TABLE)}; left out, all.")
 DECODER = flags.DEFINE_enum("decoder", "wan", ["wan", "tiny", "none"], "What makes pixels.")
 ATTENTION = flags.DEFINE_string("attention", None, "Left out, the fastest that is right.")
 MINUTES = flags.DEFINE_float("minutes", 9.0, "Nothing new is begun after these.", lower_bound=0.0)
@@ -54,7 +54,7 @@ def main(argv):
   begin = time.monotonic()
   if not OUT.value:
     raise ValueError("Where to? Give --out=results/wan/h200.")
-  size, rows = make_size(DECODER.value, TINY.value), _rows(CHOSEN.value)
+  size, rows = make_size(DECODER.value, TINY.value), _rows(ROWS.value or [])
   if FLOOR.value:
     count_floors(size, rows, OUT.value)
     return
@@ -188,10 +188,10 @@ def count_floors(size, rows, out):
 
 
 def _rows(names):
-  unknown = sorted(set(names) - set(ROWS))
+  unknown = sorted(set(names) - set(TABLE))
   if unknown:
-    raise ValueError(f"There are no rows {', '.join(unknown)}: choose from {', '.join(ROWS)}.")
-  return [row for name, row in ROWS.items() if not names or name in names]
+    raise ValueError(f"There are no rows {', '.join(unknown)}: choose from {', '.join(TABLE)}.")
+  return [row for name, row in TABLE.items() if not names or name in names]
 
 
 def _machine(name):

@@ -21,7 +21,7 @@ from experiments.world_table import evaluate
 
 CONFIG = shared.define_config(common.world)
 WORKDIR = shared.define_workdir("Folder of the table; finished rows are reused.")
-ROWS = flags.DEFINE_list("rows", None, "Fill these rows only: numbers, from 1, or names.")
+ROWS = shared.define_rows("Fill these rows only: numbers, from 1, or names.")
 SMALL = flags.DEFINE_bool(
   "small", False, "A handful of clips of any length, no FVD: shows that it runs, and nothing else."
 )

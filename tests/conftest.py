@@ -37,7 +37,7 @@ def bounded_memory():
   """Compiled programs are kept as long as their process lives: too many for one of a long suite."""
   yield
   pages = pathlib.Path("/proc/self/statm")  # Linux
-  if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") > 4 * 2**30:
+  if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") > 6 * 2**30:
     jax.clear_caches()
     gc.collect()
 

@@ -6,11 +6,11 @@ import json
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
+from entry_point import flags_set, imported_alone
 from mutation import assert_caught, mutant
 
-from experiments import wan_bench, wan_bench_clip, wan_bench_floor, wan_bench_report
 from experiments import wan_bench_attention as attention
+from experiments import wan_bench_clip, wan_bench_floor, wan_bench_report
 from experiments.wan_bench_floor import Work
 from experiments.wan_bench_programs import Programs, dit_shapes, draw, make_size
 from experiments.wan_bench_rows import FIRST, ROWS
@@ -18,19 +18,14 @@ from vidstep.causal.rollout import rollout
 from vidstep.metrics.machines import machine
 from vidstep.models.cond import Cond
 
+wan_bench = imported_alone("experiments.wan_bench")
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 def run(out, **flags):
-  with flagsaver.flagsaver(out=str(out), tiny=True, clips=1, **flags):
+  with flags_set(wan_bench, out=str(out), tiny=True, clips=1, **flags):
     wan_bench.main([])
   return json.loads((out / "wan.json").read_text())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def parsed():
-  if not wan_bench.flags.FLAGS.is_parsed():
-    wan_bench.flags.FLAGS(["wan_bench"])
 
 
 def test_one_command_writes_numbers_a_page_and_a_picture(tmp_path):
@@ -64,14 +59,14 @@ def test_it_stops_before_its_time_is_over_and_says_what_was_left_out(tmp_path):
 
 
 def test_floors_need_no_device(tmp_path):
-  with flagsaver.flagsaver(out=str(tmp_path), tiny=True, floor=True, rows=["chunk-1", "chunk-4"]):
+  with flags_set(wan_bench, out=str(tmp_path), tiny=True, floor=True, rows=["chunk-1", "chunk-4"]):
     wan_bench.main([])
   page = (tmp_path / "roofline.md").read_text()
   assert page.count("not run") == 2 * 2 and "## h200-1" in page
 
 
 def test_rows_that_do_not_exist_are_named():
-  with flagsaver.flagsaver(out="x", rows=["chunk-9"]), pytest.raises(ValueError, match="chunk-9"):
+  with flags_set(wan_bench, out="x", rows=["chunk-9"]), pytest.raises(ValueError, match="chunk-9"):
     wan_bench.main([])
 
 

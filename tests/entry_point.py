@@ -8,7 +8,7 @@ import types
 
 from absl import flags
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def imported_alone(name):
