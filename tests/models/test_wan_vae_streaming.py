@@ -82,7 +82,7 @@ def test_going_from_latent_to_latent_is_one_pass_over_all_frames():
       np.testing.assert_allclose(jax.jit(partial(run, vae))(PARAMS, x), want, atol=1e-12)
 
 
-@pytest.mark.parametrize(("at_once", "sizes"), [(3, (7,)), (3, (2, 3, 2)), (9, (1, 5, 1))])
+@pytest.mark.parametrize(("at_once", "sizes"), [(3, (2, 3, 2)), (9, (7,))])
 def test_several_latents_in_one_pass_are_one_after_the_other(at_once, sizes):
   vae = VAE.clone(dtype=jnp.float64)
   with jax.enable_x64(True):
