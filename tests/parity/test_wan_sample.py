@@ -102,7 +102,8 @@ def check(tmp_path, monkeypatch, image):
   got, video = ours(saved, times, monkeypatch, tmp_path, image)
   assert np.std(want - NOISE) > 0.1 and np.std(want_video) > 0.05
   np.testing.assert_allclose(got, want, atol=3e-5, rtol=3e-5)
-  assert np.abs(video / 255 - want_video[0]).max() < 0.502 / 255
+  # Half a grey value is rounding to uint8; the VAE makes a hundredth of one of 3e-5 in the latents.
+  assert np.abs(video / 255 - want_video[0]).max() < 0.55 / 255
 
 
 @pytest.mark.parametrize("image", [False, True])
