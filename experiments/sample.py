@@ -16,7 +16,8 @@ film strip.
 from absl import flags
 
 from experiments import flags as shared
-from experiments.sample_files import LAYOUTS, parse_size, read_lines
+from experiments.flags import parse_size, read_lines
+from experiments.sample_files import LAYOUTS
 from vidstep.samplers import SOLVERS
 
 NETWORK = flags.DEFINE_string(

@@ -32,34 +32,6 @@ class Job:
     return jax.random.fold_in(key, self.index)
 
 
-def read_lines(path) -> list[str]:
-  """The lines of a file that are not empty: one prompt a line.
-
-  Raises:
-    FileNotFoundError: if there is no such file.
-    ValueError: if there is nothing in it.
-  """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise FileNotFoundError(f"There is no file of prompts {path}: one prompt a line.")
-  lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-  if not lines:
-    raise ValueError(f"{path} holds no prompts: write one a line.")
-  return lines
-
-
-def parse_size(text: str) -> tuple[int, int]:
-  """ "480x832" -> (height, width).
-
-  Raises:
-    ValueError: for anything else.
-  """
-  match = re.fullmatch(r"(\d+)[x*](\d+)", text)
-  if not match:
-    raise ValueError(f"--size={text} should be HEIGHTxWIDTH in pixels, such as --size=480x832.")
-  return int(match[1]), int(match[2])
-
-
 def plan_jobs(prompts, out, *, layout="plain", videos=None, names=None) -> list[Job]:
   """The videos that are asked for.
 

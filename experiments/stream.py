@@ -239,7 +239,8 @@ def _wan():
     raise ValueError(f"--chunk={','.join(CHUNK.value)} must be one number, or two: first,others.")
   source = stream_wan.wan(
     MODEL.value, script, transformer=TRANSFORMER.value, lora=LORA.value, tiny_decoder=TINY.value,
-    size=_size(), chunk=chunk[0] if len(chunk) == 1 else chunk,
+    size=None if SIZE.value is None else shared.parse_size(SIZE.value),
+    chunk=chunk[0] if len(chunk) == 1 else chunk,
     times=_numbers("times", TIMES.value), first_times=_numbers("first_times", FIRST_TIMES.value),
     steps=STEPS.value, shift=SHIFT.value, dtype=DTYPE.value, vae_dtype=VAE_DTYPE.value,
   )  # fmt: skip
@@ -253,16 +254,6 @@ def _numbers(name, values, kind=float):
     return tuple(map(kind, values))
   except ValueError:
     raise ValueError(f"--{name}={','.join(values)} must be numbers, with commas between.") from None
-
-
-def _size():
-  """--size as (height, width), or None."""
-  if SIZE.value is None:
-    return None
-  sides = SIZE.value.lower().split("x")
-  if len(sides) != 2 or not all(side.isdigit() for side in sides):
-    raise ValueError(f"--size={SIZE.value} must be height x width in pixels, such as 480x832.")
-  return tuple(map(int, sides))
 
 
 def _live(out, sessions, source):

@@ -27,8 +27,9 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import flags as shared
+from experiments.flags import parse_size, read_lines
 from experiments.synthesize_teacher import TeacherItems
-from experiments.synthesize_text import Texts, fingerprint, read_prompts
+from experiments.synthesize_text import Texts, fingerprint
 from experiments.synthesize_videos import VideoItems
 from vidstep.data import folder, latents, provenance, shards
 from vidstep.data.builder import describe
@@ -133,7 +134,7 @@ def main(argv):
 
 def from_prompts(mesh, batch):
   """The job of generating: splits, request, and `open` that reads the networks."""
-  prompts = read_prompts(PROMPTS.value)
+  prompts = read_lines(PROMPTS.value)
   count = COUNT.value or len(prompts)
   splits = {"train": count} | ({"test": TEST.value} if TEST.value else {})
   known = WAN.get(MODEL.value)
@@ -279,14 +280,6 @@ def parse_part(text):
   match = re.fullmatch(r"(\d+)/(\d+)", text)
   if not match or not int(match[1]) < int(match[2]):
     raise ValueError(f"--part={text} should be i/n with i from 0 to n - 1, such as --part=0/4.")
-  return int(match[1]), int(match[2])
-
-
-def parse_size(text):
-  """ "480x832" -> (480, 832)."""
-  match = re.fullmatch(r"(\d+)x(\d+)", text)
-  if not match:
-    raise ValueError(f"--size={text} should be HEIGHTxWIDTH, such as --size=480x832.")
   return int(match[1]), int(match[2])
 
 

@@ -1,8 +1,7 @@
-"""Prompts of a dataset that is being made: where they come from, and embedded ahead of time."""
+"""Prompts of a dataset that is being made, embedded ahead of time."""
 
 import hashlib
 import json
-import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,23 +9,6 @@ import numpy as np
 from vidstep.data.latents import with_padding, without_padding
 
 AHEAD = 64  # items
-
-
-def read_prompts(path) -> list[str]:
-  """One prompt a line; empty lines are left out.
-
-  Raises:
-    FileNotFoundError: no such file.
-    ValueError: no prompt in it.
-  """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise FileNotFoundError(f"There is no file of prompts at {path}: one prompt a line.")
-  prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-  prompts = [prompt for prompt in prompts if prompt]
-  if not prompts:
-    raise ValueError(f"{path} holds no prompt: write one a line.")
-  return prompts
 
 
 def fingerprint(values) -> str:

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from experiments import sample_wan
-from experiments.flags import load_config
-from experiments.sample_files import parse_size, plan_jobs, read_lines, still_to_do
+from experiments.flags import load_config, parse_size, read_lines
+from experiments.sample_files import plan_jobs, still_to_do
 from experiments.sample_wan import Order, draw, setting_of, size_of
 from tests.wan_release import CHANNELS, TEXT_DIM, make_release
 from vidstep.masks import Window

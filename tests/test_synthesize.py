@@ -12,7 +12,8 @@ from mutation import assert_caught, mutant
 from wan_release import TEXT_DIM, TEXT_TOKENS, make_release
 
 from experiments import synthesize_teacher, synthesize_videos
-from experiments.synthesize_text import Texts, fingerprint, read_prompts
+from experiments.flags import read_lines
+from experiments.synthesize_text import Texts, fingerprint
 from vidstep.data import latents
 from vidstep.data.builder import describe, read_split
 from vidstep.data.resample import cover
@@ -193,12 +194,12 @@ def test_prompts_are_read_ahead_and_each_is_embedded_once():
 
 def test_prompts_are_lines(tmp_path):
   (tmp_path / "p.txt").write_text("a\n\n  b été \n", encoding="utf-8")
-  assert read_prompts(tmp_path / "p.txt") == ["a", "b été"]
+  assert read_lines(tmp_path / "p.txt") == ["a", "b été"]
   (tmp_path / "p.txt").write_text("\n")
   with pytest.raises(ValueError, match="holds no prompt"):
-    read_prompts(tmp_path / "p.txt")
+    read_lines(tmp_path / "p.txt")
   with pytest.raises(FileNotFoundError, match="one prompt a line"):
-    read_prompts(tmp_path / "q.txt")
+    read_lines(tmp_path / "q.txt")
   assert fingerprint(["a", "b"]) != fingerprint(["a", "c"]) and len(fingerprint([])) == 16
 
 

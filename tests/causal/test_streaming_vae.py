@@ -77,22 +77,10 @@ def whole():
 
 
 @pytest.fixture(scope="module")
-def warm(whole):
+def warm_engine(whole):
   engine = recorded(build())
   engine.warmup()
   return engine
-
-
-@pytest.fixture
-def engine(warm):
-  """The warm engine without sessions; whatever a test does, nothing is compiled."""
-  before = warm.compilations()
-  yield warm
-  for session in warm.sessions:
-    session.close()
-  warm.overlap = True
-  warm.tick()
-  assert warm.compilations() == before, "something was compiled after the warm-up"
 
 
 def play(engine, sessions, ticks):
@@ -148,8 +136,8 @@ def test_frames_are_the_whole_clip_decoded_at_once(engine, whole):
     (streaming, "not index else time - 1", "not index else 0"),
   ],
 )
-def test_an_engine_that_forgets_or_mixes_is_noticed(warm, whole, module, old, new):
-  assert_caught(check_frames_are_the_whole_clip, variant(warm, module, old, new), whole)
+def test_an_engine_that_forgets_or_mixes_is_noticed(warm_engine, whole, module, old, new):
+  assert_caught(check_frames_are_the_whole_clip, variant(warm_engine, module, old, new), whole)
 
 
 def variant(engine, module, old, new):
@@ -173,8 +161,8 @@ def test_forked_rewound_paused_and_restored_streams_go_on_exactly(engine, whole,
     ("self._put_codec(row, one.codec)", "pass"),
   ],
 )
-def test_a_row_without_its_codec_is_noticed(warm, whole, tmp_path, old, new):
-  broken = variant(warm, batch, old, new)
+def test_a_row_without_its_codec_is_noticed(warm_engine, whole, tmp_path, old, new):
+  broken = variant(warm_engine, batch, old, new)
   assert_caught(check_streams_go_on_exactly, broken, whole, tmp_path)
 
 

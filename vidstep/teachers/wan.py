@@ -13,6 +13,7 @@ from vidstep.io import load_lora, load_wan, merge_lora
 from vidstep.io.dit_names import dit_rules
 from vidstep.io.files import find
 from vidstep.models.dit import VideoDiT
+from vidstep.models.precision import kept_dtype
 from vidstep.models.vae import TinyDecoder, WanVAE, decode_chunk
 from vidstep.releases import WAN, Release
 from vidstep.teachers.encoders import ImageEncoder, TextEncoder
@@ -140,8 +141,9 @@ def open_wan(
   """
   name = str(path)
   place = WAN[name].repository if name in WAN else path
-  load = functools.partial(load_wan, shard=shard, param_dtype=_kinds(dtype), dtype=dtype)
-  pixels = functools.partial(load, param_dtype=_kinds(vae_dtype), dtype=vae_dtype)
+  kept = lambda dtype: {"param_dtype": lambda path: kept_dtype(path, dtype), "dtype": dtype}
+  load = functools.partial(load_wan, shard=shard, **kept(dtype))
+  pixels = functools.partial(load, **kept(vae_dtype))
   vae, vae_params = pixels(place, "vae")
   decoder = (vae, vae_params) if tiny_decoder is None else pixels(tiny_decoder, "tiny_decoder")
   if isinstance(transformer, tuple):
@@ -158,16 +160,6 @@ def open_wan(
   release = WAN[name] if name in WAN else _release(place, model)
   text = TextEncoder(place, release.text_tokens, functools.partial(load, place, "text_encoder"))
   return Wan(name, model, params, vae, vae_params, *decoder, release, text, image)
-
-
-def _kinds(dtype):
-  """Dtype of a parameter: large ones are `dtype`; the rest is small, and computed in float32."""
-
-  def kind(path):
-    small = path.startswith("time_") or path.rpartition("/")[2] not in ("kernel", "embed")
-    return jnp.float32 if small else dtype
-
-  return kind
 
 
 def _release(place, model) -> Release:
