@@ -34,7 +34,7 @@ def flags_of(module):
   sources = [ROOT / "experiments" / f"{name}.py" for name in (module, "flags")]
   text = "\n".join(path.read_text() for path in sources)
   named = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text))
-  named |= {name for name in ("out", "workdir") if f"define_{name}(" in sources[0].read_text()}
+  named |= set(re.findall(r"define_(\w+)\(", sources[0].read_text()))
   return named
 
 
