@@ -9,7 +9,6 @@ every leaf, path, type and shape; the zip's own CRC-32 covers the contents.
 import dataclasses
 import json
 import os
-import pathlib
 import zipfile
 
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidstep.causal.session import Settings, Snapshot
+from vidstep.files import whole
 
 FORMAT = 2
 
@@ -30,8 +30,6 @@ def save(path, snapshot: Snapshot, *, name: str, network: dict):
     name: of the session.
     network: JSON dict that tells which network it belongs to.
   """
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   leaves = jax.device_get(jax.tree.leaves(snapshot.row))
   header = {
     "format": FORMAT,
@@ -44,12 +42,8 @@ def save(path, snapshot: Snapshot, *, name: str, network: dict):
   }
   arrays = {f"leaf_{i}": _plain(leaf) for i, leaf in enumerate(leaves)}
   text = np.frombuffer(json.dumps(header).encode(), np.uint8)
-  partial = path.with_name(path.name + ".partial")
-  with open(partial, "wb") as f:
+  with whole(path, sync=True) as partial, open(partial, "wb") as f:
     np.savez(f, header=text, **arrays)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(partial, path)
 
 
 def load(path, *, like, network: dict) -> tuple[Snapshot, str]:

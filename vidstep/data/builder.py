@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from vidstep.data.shards import progress
+from vidstep.files import write_json
 
 NAME, VERSION = "video_clips", "1.0.0"
 
@@ -102,7 +103,7 @@ def write_dataset(
     with contextlib.redirect_stdout(io.StringIO()):  # it announces the partial directory
       builder.download_and_prepare()
     made = partial / NAME / VERSION
-    (made / "metadata.json").write_text(json.dumps(dict(meta), indent=2) + "\n")
+    write_json(made / "metadata.json", dict(meta))
     if path.exists():
       shutil.rmtree(path)
     made.rename(path)

@@ -4,14 +4,13 @@ A latent of Wan's VAE depends on all frames before it, and the first one stands 
 a clip is read from its beginning, never from its middle.
 """
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vidstep.data.shards import write_whole
+from vidstep.data.shards import whole
 
 KIND = "latents"
 NULL_TEXT = "null_text.npy"
@@ -103,9 +102,9 @@ def save_null_text(path: str | Path, text) -> None:
 
   Wan has no empty condition: its unconditional branch reads an embedded negative prompt.
   """
-  content = io.BytesIO()
-  np.save(content, _half(without_padding(text), "The negative prompt"))
-  write_whole(Path(path) / NULL_TEXT, content.getvalue())
+  half = _half(without_padding(text), "The negative prompt")
+  with whole(Path(path) / NULL_TEXT) as partial, partial.open("wb") as file:
+    np.save(file, half)
 
 
 def null_text(path: str | Path, tokens: int) -> np.ndarray | None:

@@ -13,6 +13,7 @@ At the end come features.json, metadata.json and, last, dataset_info.json (the l
 is whole, and a batch of items is the most that is made again.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,6 +27,8 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.core.naming import ShardedFileTemplate
+
+from vidstep import files
 
 UNFINISHED = "unfinished"
 
@@ -89,7 +92,7 @@ def write_shards(
   if is_made(path, request, splits, shard_items):
     shutil.rmtree(path / UNFINISHED, ignore_errors=True)  # of a process killed at the very end
     return True
-  request = _whole(request, splits, shard_items)
+  request = _full_request(request, splits, shard_items)
   meta = _begin(path, request, dict(meta))
   shards = _plan(path, name, splits, shard_items)
   mine = shards[index::count]
@@ -136,7 +139,7 @@ def is_made(path: str | Path, request: Mapping, splits: Mapping, shard_items: in
   if not (path / "dataset_info.json").exists():
     return False
   meta = json.loads((path / "metadata.json").read_text())
-  _same_request(path, meta.get("request", {}), _whole(request, splits, shard_items))
+  _same_request(path, meta.get("request", {}), _full_request(request, splits, shard_items))
   return True
 
 
@@ -198,16 +201,15 @@ class _Shard(NamedTuple):
     """Gathers the finished items in the file of the shard."""
     items = {str(item): _read_item(self.item(item)) for item in self.items}
     records = [record for own, _ in items.values() for record in own]
-    partial = _partial(self.file)
-    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
-    for record in records:
-      writer.write(record)
-    writer.close()
     skipped = {item: reason for item, (_, reason) in items.items() if reason is not None}
     note = {"examples": len(records), "bytes": sum(map(len, records)), "skipped": skipped}
-    write_whole(self.note, json.dumps(note))
-    _sync(partial)
-    os.replace(partial, self.file)
+    with whole(self.note) as partial:  # first: a shard that is there has its note
+      partial.write_text(json.dumps(note))
+    with whole(self.file) as partial:
+      writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+      for record in records:
+        writer.write(record)
+      writer.close()
     for item in self.items:
       self.item(item).unlink(missing_ok=True)
 
@@ -237,7 +239,7 @@ def _begin(path: Path, request: dict, meta: dict) -> dict:
   return there["meta"]
 
 
-def _whole(request: Mapping, splits: Mapping, shard_items: int) -> dict:
+def _full_request(request: Mapping, splits: Mapping, shard_items: int) -> dict:
   """All that decides what is made, as JSON gives it back."""
   return json.loads(json.dumps({**request, "splits": splits, "shard_items": shard_items}))
 
@@ -299,14 +301,15 @@ def _describe(path, name, features, splits, meta):
   info.set_file_format("array_record")
   info.set_splits(tfds.core.splits.SplitDict(splits))
   info.write_to_directory(str(made))
-  (made / "metadata.json").write_text(json.dumps(meta, indent=2) + "\n")
+  files.write_json(made / "metadata.json", meta)
   for file in ("features.json", "metadata.json", "dataset_info.json"):  # the last says: complete
     os.replace(made / file, path / file)
 
 
 def _write_item(file: Path, records: Sequence[bytes], skipped: str | None) -> None:
   header = json.dumps({"lengths": [len(r) for r in records], "skipped": skipped})
-  write_whole(file, header.encode() + b"\n" + b"".join(records))
+  with whole(file) as partial:
+    partial.write_bytes(header.encode() + b"\n" + b"".join(records))
 
 
 def _read_item(file: Path) -> tuple[list[bytes], str | None]:
@@ -318,35 +321,26 @@ def _read_item(file: Path) -> tuple[list[bytes], str | None]:
   return records, header["skipped"]
 
 
-def write_whole(file: Path, content: str | bytes) -> None:
-  """Writes a file that appears only when it is whole."""
-  partial = _partial(file)
-  partial.write_bytes(content.encode() if isinstance(content, str) else content)
-  _sync(partial)
-  os.replace(partial, file)
+def whole(file: Path) -> contextlib.AbstractContextManager[Path]:
+  """`files.whole` in a dataset that several processes may be making.
+
+  What they write lies in its folder `unfinished`, if there is one, until it is whole: with that
+  goes what a killed one has left.
+  """
+  unfinished = (p / UNFINISHED for p in file.parents)
+  folder = next((p for p in unfinished if p.is_dir()), file.parent)
+  return files.whole(file, folder=folder, shared=True, sync=True)
 
 
 def _write_first(file: Path, content: str) -> None:
   """Writes a file unless another process has done so."""
-  partial = _partial(file)
-  partial.write_text(content)
+  own = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}")
+  own.write_text(content)
   try:
-    os.link(partial, file)
+    os.link(own, file)
   except FileExistsError:
-    partial.unlink()
+    pass
   except OSError:  # a disk without hard links
-    os.replace(partial, file)
-  else:
-    partial.unlink()
-
-
-def _partial(file: Path) -> Path:
-  """Where what will become `file` is written: on the same disk, under a name of its own."""
-  unfinished = [p / UNFINISHED for p in file.parents if (p / UNFINISHED).is_dir()]
-  folder = unfinished[0] if unfinished else file.parent
-  return folder / f"{file.name}.partial-{uuid.uuid4().hex[:8]}"
-
-
-def _sync(file: Path) -> None:
-  with open(file, "rb") as f:
-    os.fsync(f.fileno())
+    os.replace(own, file)
+  finally:
+    own.unlink(missing_ok=True)

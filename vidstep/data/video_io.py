@@ -1,6 +1,5 @@
 """Pixels in and out: resize, read video files, write MP4 / WebP / GIF / PNG, labelled grids."""
 
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vidstep.data import provenance
+from vidstep.files import whole
 
 PAPER, INK = (255, 255, 255), (20, 20, 20)
 GAP = 4
@@ -102,32 +102,31 @@ def save_video(
   path = Path(path)
   if path.suffix not in (".mp4", ".webp", ".gif"):
     raise ValueError(f"Cannot write {path.name}: use a name that ends in .mp4, .webp or .gif.")
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{zlib.crc32(path.name.encode()):08x}.partial{path.suffix}")
-  if path.suffix == ".mp4":
-    _save_mp4(partial, frames, fps, provenance.sentence(made_by, composite) if made_by else "")
-    if made_by:
-      provenance.tag_mp4(partial, made_by, composite)
-  else:
-    images = [Image.fromarray(frame) for frame in frames]
-    options = {"quality": 85} if path.suffix == ".webp" else {}
-    if made_by:
-      options |= provenance.picture_options(path.suffix, made_by, composite)
-    images[0].save(
-      partial,
-      save_all=True,
-      append_images=images[1:],
-      duration=round(1000 / fps),
-      loop=0,
-      **options,
-    )
-  partial.replace(path)
+  with whole(path) as partial:
+    if path.suffix == ".mp4":
+      _save_mp4(partial, frames, fps, provenance.sentence(made_by, composite) if made_by else "")
+      if made_by:
+        provenance.tag_mp4(partial, made_by, composite)
+    else:
+      images = [Image.fromarray(frame) for frame in frames]
+      options = {"quality": 85} if path.suffix == ".webp" else {}
+      if made_by:
+        options |= provenance.picture_options(path.suffix, made_by, composite)
+      images[0].save(
+        partial,
+        format=path.suffix[1:],
+        save_all=True,
+        append_images=images[1:],
+        duration=round(1000 / fps),
+        loop=0,
+        **options,
+      )
 
 
 def _save_mp4(path: Path, frames: np.ndarray, fps: float, comment: str) -> None:
   height, width = frames.shape[1:3]
   frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-  with av.open(str(path), "w") as container:
+  with av.open(str(path), "w", format="mp4") as container:
     if comment:
       container.metadata["comment"] = container.metadata["description"] = comment
     stream = container.add_stream("libx264", rate=_fraction(fps), options={"crf": "18"})

@@ -2,13 +2,14 @@
 
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from vidstep.files import whole
 
 DTYPES = {
   "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
@@ -83,7 +84,7 @@ def write_safetensors(path, items: Iterable[Item], metadata: dict[str, str] | No
   Raises:
     ValueError: if a tensor does not have the shape it was announced with.
   """
-  path, items = pathlib.Path(path), list(items)
+  items = list(items)
   header, end = ({"__metadata__": metadata} if metadata else {}), 0
   for item in items:
     start, end = end, end + math.prod(item.shape) * np.dtype(item.dtype).itemsize
@@ -91,13 +92,10 @@ def write_safetensors(path, items: Iterable[Item], metadata: dict[str, str] | No
     header[item.name] = {"dtype": code, "shape": list(item.shape), "data_offsets": [start, end]}
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")
-  with open(partial, "wb") as f:
+  with whole(path) as partial, open(partial, "wb") as f:
     f.write(len(text).to_bytes(8, "little") + text)
     for item in items:
       a = np.asarray(item.read()).astype(item.dtype, copy=False)
       if a.shape != tuple(item.shape):
         raise ValueError(f"{item.name} was announced as {item.shape} and is {a.shape}.")
       f.write(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data)
-  os.replace(partial, path)

@@ -7,7 +7,6 @@ what it reads off real held-out frames (no model can be expected to do better) a
 """
 
 import functools
-import pathlib
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vidstep.files import whole
 from vidstep.metrics.clips import check_clips, in_batches, to_unit
 from vidstep.metrics.resampling import bootstrap_rows
 
@@ -77,10 +77,9 @@ class InverseDynamics(NamedTuple):
     return odds.reshape(video.shape[0], video.shape[1] - 1, -1)
 
   def save(self, path):
-    """Writes it as one .npz."""
+    """Writes it as one .npz, whole or not at all."""
     flat = {"|".join(k): v for k, v in _flatten(self.params)}
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
+    with whole(path) as partial, open(partial, "wb") as file:
       np.savez(file, names=np.array(self.names), share=self.share, **flat)
 
   @classmethod

@@ -1,5 +1,6 @@
 """Pretrained weights out of the pip packages that ship them: verified, unpickled once, cached."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -10,6 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+from vidstep.files import whole
 
 # name -> (package, file inside it, sha256). A file with another hash is another network.
 _SOURCES = {
@@ -91,13 +94,8 @@ def _read_verified(path, digest):
 
 def _write(path, flat):
   """Writes the archive so that a reader sees all of it or none; a read-only home is no error."""
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-      np.savez(file, **flat)
-    os.replace(file.name, path)
-  except OSError:
-    return
+  with contextlib.suppress(OSError), whole(path, shared=True) as partial, partial.open("wb") as f:
+    np.savez(f, **flat)
 
 
 @cache

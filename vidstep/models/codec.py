@@ -6,13 +6,14 @@ in seconds, decodes in microseconds, and what it leaves out is known: the discar
 
 import dataclasses
 import os
-import pathlib
 from functools import partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from vidstep.files import whole
 
 
 class VideoCodec(Protocol):
@@ -102,12 +103,8 @@ class Codec:
 
   def save(self, path: str | os.PathLike):
     """Writes the codec as one .npz, whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as f:
+    with whole(path) as partial, open(partial, "wb") as f:
       np.savez(f, patch=self.patch, mean=self.mean, basis=self.basis, gain=self.gain)
-    os.replace(partial, path)
 
 
 def _row(vector, x):

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 
+from vidstep.files import write_text
 from vidstep.training.detectors import diagnose
 from vidstep.training.history import History
 
@@ -78,4 +79,4 @@ class Diagnosis:
 
   def _write(self):
     if self._path is not None:
-      self._path.write_text("".join(json.dumps(event) + "\n" for event in self.events))
+      write_text(self._path, "".join(json.dumps(event) + "\n" for event in self.events))

@@ -1,11 +1,12 @@
 """The metrics log: JSON lines always, TensorBoard events beside them, Weights & Biases if asked."""
 
 import json
-import os
 import pathlib
 
 import numpy as np
 from tensorboardX import SummaryWriter
+
+from vidstep.files import write_text
 
 METRICS = "metrics.jsonl"
 
@@ -32,9 +33,7 @@ class MetricsLog:
     path, self.every = workdir / METRICS, every
     if path.exists():
       kept = [line for line in read_metrics(workdir) if line["step"] <= start]
-      partial = path.with_suffix(".partial")
-      partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-      os.replace(partial, path)
+      write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     self._file = path.open("a", buffering=1)
     self._events = SummaryWriter(str(workdir / "events"), purge_step=start + 1)
 
