@@ -4,6 +4,8 @@ import hashlib
 import json
 import pickle
 
+from vidstep.files import whole
+
 
 def kept(workdir, identity, fill):
   """What `fill()` returns, from disk if it was computed before.
@@ -18,8 +20,6 @@ def kept(workdir, identity, fill):
   if path.exists():
     return pickle.loads(path.read_bytes())
   made = fill()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
-  partial.write_bytes(pickle.dumps(made))
-  partial.replace(path)
+  with whole(path) as partial:
+    partial.write_bytes(pickle.dumps(made))
   return made

@@ -14,6 +14,7 @@ from absl import flags
 
 from experiments import flags as shared
 from experiments import generate, judge
+from vidstep.files import write_json
 from vidstep.metrics.summary import DISTANCES
 from vidstep.samplers import SOLVERS
 
@@ -48,7 +49,7 @@ def main(argv):
   result |= {"latency": judge.time_network(network, setting, bench.clips, runs=RUNS.value)}
   result |= {"network": network.reference, "setting": dataclasses.asdict(setting)}
   workdir = pathlib.Path(NETWORK.value.split(":")[0])
-  judge.write_json(OUT.value or workdir / "evaluation.json", result)
+  write_json(OUT.value or workdir / "evaluation.json", result)
   nfe = network.nfe(setting)
   print(f"{network.reference} by {setting.label}, {nfe} network evaluations a clip")
   print(report(result))

@@ -2,9 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import os
-import pathlib
 
 import jax
 import numpy as np
@@ -103,12 +100,3 @@ def time_network(network, setting, clips, *, runs):
     "nfe": network.nfe(setting),
     "device": total.device,
   }
-
-
-def write_json(path, value):
-  """Writes JSON whole or not at all."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(json.dumps(value, indent=1) + "\n")
-  os.replace(partial, path)

@@ -17,7 +17,8 @@ from absl import flags
 from experiments import flags as shared
 from experiments import tables
 from experiments.tables import render
-from experiments.tables.table import fill, results_of, write_json
+from experiments.tables.table import fill, results_of
+from vidstep.files import write_json, write_text
 
 TABLE = flags.DEFINE_string("table", None, "Which table; several: a,b.")
 SEEDS = flags.DEFINE_integer("seeds", None, "Number of seeds; by default what the table says.")
@@ -45,8 +46,7 @@ def reproduce(name, workdir, out, *, seeds=None, small=False, rows=None):
   words = [f"python -m experiments.reproduce --table={name} --seeds={seeds}"]
   words += ["--small"] * small + ([f"--rows={','.join(rows)}"] if rows else [])
   text, data = render.report(table, cells, " ".join(words))
-  out.mkdir(parents=True, exist_ok=True)
-  (out / f"{name}.md").write_text(text)
+  write_text(out / f"{name}.md", text)
   write_json(out / f"{name}.json", data)
   if not rows:
     table.draw(results_of(cells), out / f"{name}.png")

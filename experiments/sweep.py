@@ -20,6 +20,7 @@ from experiments import flags as shared
 from experiments import generate, judge, report
 from experiments.cells import kept
 from vidstep.data.video_io import grid, save_picture, save_video, strip
+from vidstep.files import write_json, write_text
 from vidstep.metrics.describe import describe_clips
 from vidstep.metrics.motion import motion_magnitude
 from vidstep.metrics.summary import compare_clips
@@ -77,9 +78,9 @@ def sweep(config, workdir):
     versus[f"{a} against {b}"] = compare_clips(
       *pair, bench.reference, features=bench.features, resamples=config["resamples"]
     )
-  judge.write_json(workdir / "sweep.json", {"config": config, "rows": results, "compare": versus})
+  write_json(workdir / "sweep.json", {"config": config, "rows": results, "compare": versus})
   text = report.table(results, config, versus)
-  (workdir / "table.md").write_text(text)
+  write_text(workdir / "table.md", text)
   report.pareto(results, config, workdir / "pareto.png")
   _pictures(cells, config, first, bench, workdir)
   print("\n" + text)

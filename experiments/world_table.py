@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import generate, judge, world_picture, world_report, world_score
+from experiments import generate, world_picture, world_report, world_score
 from experiments.cells import kept
 from experiments.world_bench import make_bench, take
 from experiments.world_rollout import Player
+from vidstep.files import write_json, write_text
 from vidstep.metrics.actions import shifted, shuffled
 from vidstep.training.checkpoint import parse_reference
 
@@ -238,7 +239,7 @@ def _write(cells, results, config, bench, workdir, began):
     "device": f"{jax.device_count()}x {jax.devices()[0].device_kind}",
     "seconds": round(time.perf_counter() - began),
   }
-  judge.write_json(workdir / "world.json", {"made": made, "config": config, "rows": results})
-  (workdir / "table.md").write_text(world_report.table(results, bench, made))
+  write_json(workdir / "world.json", {"made": made, "config": config, "rows": results})
+  write_text(workdir / "table.md", world_report.table(results, bench, made))
   world_report.draw_drift(results, bench, workdir / "drift.png")
   world_picture.draw(cells, bench, workdir / "picture.png")

@@ -17,6 +17,8 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
+from vidstep.files import write_json
+
 LEVEL = 0.95
 VERDICTS = ("reproduced", "not reproduced", "inconclusive")
 
@@ -128,7 +130,7 @@ def fill(table, workdir, seeds, rows=None):
         cells[row].append(json.loads(path.read_text()) if path.exists() else None)
         if cells[row][-1] is None:
           cells[row][-1] = make_cell(table, row, recipe, seed)
-          write_json(path, cells[row][-1])
+          write_json(path, cells[row][-1], shared=True)
         bar.update()
   return cells
 
@@ -175,14 +177,6 @@ def device():
   except (OSError, StopIteration):
     kind = platform.processor() or kind
   return f"{os.cpu_count()} CPU cores ({kind})"
-
-
-def write_json(path, value):
-  """Writes JSON whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(f".{os.getpid()}.partial")
-  partial.write_text(json.dumps(value, indent=1) + "\n")
-  os.replace(partial, path)
 
 
 # ------------------------------------------------------------------------------------------------
