@@ -10,17 +10,16 @@ meshes and more recomputation until it fits; --out=plan.json keeps the numbers.
 """
 
 import itertools
-import json
 import os
-import pathlib
 import re
-import subprocess
 import sys
 
 from absl import flags
 
+from experiments import apart
 from experiments import flags as shared
 from experiments.plan_step import CONFIG, LOOPS, MACHINE
+from vidstep.files import write_json
 from vidstep.metrics.machines import machine as machine_of
 from vidstep.parallel.topology import TPU_SETTINGS
 
@@ -51,16 +50,15 @@ def main(argv):
     if fits(record):
       break
   if OUT.value:
-    pathlib.Path(OUT.value).write_text(json.dumps(tried, indent=1) + "\n")
+    write_json(OUT.value, tried)
 
 
-def plan(arguments, machine, *, timeout=None):
+def plan(arguments, machine):
   """The record of `experiments.plan_step`, made in a process of its own.
 
   Args:
     arguments: "--config=...", its overrides and other flags.
     machine: a name of `vidstep.metrics.machines`.
-    timeout: seconds that it may take.
 
   Raises:
     ValueError: with the sentence that it ended with; a compiler that broke says where.
@@ -69,23 +67,8 @@ def plan(arguments, machine, *, timeout=None):
   env = os.environ | TPU_SETTINGS | {"JAX_PLATFORMS": "cpu"}
   count = f"--xla_force_host_platform_device_count={one.devices}"
   env["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), count, _NO_TRITON]).strip()
-  command = [sys.executable, "-m", "experiments.plan_step", *arguments, f"--machine={machine}"]
-  run = subprocess.run(
-    [*command, "--compilation_cache="], env=env, capture_output=True, text=True, timeout=timeout
-  )
-  if run.returncode == 0:
-    return json.loads(run.stdout.splitlines()[-1])
-  raise ValueError(why(run.stderr, run.returncode))
-
-
-def why(stderr, status):
-  """One sentence for a process that ended badly."""
-  if said := re.search(r"^error: (.*)", stderr, re.MULTILINE):
-    return said[1]
-  if broke := re.search(r"Check failed: (.*)", stderr):
-    return f"The compiler broke: {broke[1][:200]}"
-  last = (stderr.strip().splitlines() or ["it said nothing"])[-1]
-  return f"The compiler ended with status {status}: {last[:200]}"
+  given = [*arguments, f"--machine={machine}", "--compilation_cache="]
+  return apart.run("experiments.plan_step", given, env=env)
 
 
 def candidates(config, machine):

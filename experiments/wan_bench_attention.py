@@ -7,8 +7,6 @@ breaks the device breaks its own process.
 """
 
 import json
-import subprocess
-import sys
 import time
 
 import jax
@@ -16,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from experiments import apart
 from experiments import flags as shared
 from experiments.wan_bench_programs import make_size
 from pallas_kernels.attention import KERNELS
@@ -105,17 +104,11 @@ def right(record) -> bool:
 
 def try_apart(name, chunk, tiny, timeout) -> dict:
   """`try_one` in a process of its own, against xla there."""
-  command = [sys.executable, "-m", "experiments.wan_bench_attention", f"--implementation={name}",
-             f"--chunk={chunk}", f"--tiny_shape={tiny}"]  # fmt: skip
-  record = {"implementation": name, "chunk": chunk}
+  arguments = [f"--implementation={name}", f"--chunk={chunk}", f"--tiny_shape={tiny}"]
   try:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    return json.loads(done.stdout.splitlines()[-1])
-  except subprocess.TimeoutExpired:
-    return record | {"refused": f"not done within {timeout:.0f} s"}
-  except (IndexError, ValueError):
-    last = (done.stderr.strip() or "no output").splitlines()[-1]
-    return record | {"refused": f"its process ended with {done.returncode}: {last[:200]}"}
+    return apart.run("experiments.wan_bench_attention", arguments, timeout=timeout)
+  except ValueError as reason:
+    return {"implementation": name, "chunk": chunk, "refused": str(reason)}
 
 
 def _order(record):
