@@ -17,8 +17,9 @@ import time
 from absl import flags
 
 from experiments import flags as shared
-from experiments import plan
+from experiments import markdown, plan
 from experiments.plan_picture import draw
+from vidstep.files import write_json, write_text
 from vidstep.metrics.machines import machine as machine_of
 
 OUT = shared.define_out("Folder of plan.json, plan.md and plan.png.")
@@ -57,7 +58,6 @@ PRESETS = {
 def main(argv):
   del argv
   out = pathlib.Path(OUT.value or FOLDER)
-  out.mkdir(parents=True, exist_ok=True)
   kept = out / "plan.json"
   rows = json.loads(kept.read_text()) if kept.exists() else {}
   here = "tpu" if importlib.util.find_spec("libtpu") else "gpu"
@@ -67,10 +67,10 @@ def main(argv):
     if name not in PRESETS:
       raise ValueError(f"There is no row {name!r}: there are {', '.join(PRESETS)}.")
     rows[name] = fill(name)
-    kept.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(kept, rows)
     print(f"{name}: {rows[name].get('refused') or plan.text(rows[name])}\n", flush=True)
   rows = {name: rows[name] for name in PRESETS if name in rows}
-  (out / "plan.md").write_text(page(rows))
+  write_text(out / "plan.md", page(rows))
   draw(rows, out / "plan.png")
 
 
@@ -111,8 +111,6 @@ COLUMNS = (
 
 def page(rows):
   """The table for people: rows by name, then commands and what has to be known."""
-  lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-  lines += [f"| {' | '.join(cells(name, row))} |" for name, row in rows.items()]
   commands = [
     f"- {name} ({row['minutes']:.0f} min): `{row['command']}`" for name, row in rows.items()
   ]
@@ -121,7 +119,8 @@ def page(rows):
     steps = row.get("steps", [])
     notes += [f"- {name}: {s['error']}" for s in steps if "error" in s]
     notes += [f"- {name}: {note}." for note in sorted({n for s in steps for n in s["notes"]})]
-  parts = ["\n".join(lines), "Commands, and how long they took beside other work:", *commands]
+  table = markdown.table(COLUMNS, [cells(name, row) for name, row in rows.items()])
+  parts = [table, "Commands, and how long they took beside other work:", *commands]
   text = HEAD + parts[0] + "\n\n" + parts[1] + "\n\n" + "\n".join(parts[2:]) + "\n"
   if missing := [name for name in PRESETS if name not in rows]:
     text += f"\nNot compiled yet: {', '.join(missing)}.\n"

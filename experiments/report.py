@@ -6,6 +6,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from experiments import markdown
 from vidstep.metrics.summary import DISTANCES
 
 
@@ -27,13 +28,13 @@ def table(results, config, versus):
   distances = [name for name in DISTANCES if name in any_row]
   head = ["", "NFE", "latency ms (median / p95)", *(f"{d} [95 %]" for d in distances)]
   head += ["motion / real", "saturation / real", "contrast / real"]
-  lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+  rows = []
   for name, row in results.items():
     latency = row.get("latency")
-    cells = [name, str(latency["nfe"]) if latency else "", _ms(latency)]
+    cells = [name, latency["nfe"] if latency else "", _ms(latency)]
     cells += [_interval(row[d]) for d in distances]
     cells += [f"{row[s]['ratio']:.2f}" for s in ("motion", "saturation", "contrast")]
-    lines.append("| " + " | ".join(cells) + " |")
+    rows.append(cells)
   devices = {row["latency"]["device"] for row in results.values() if "latency" in row}
   floor = any_row[main].get("floor")
   notes = [
@@ -49,7 +50,7 @@ def table(results, config, versus):
     )
   notes += [_versus(pair, result) for pair, result in versus.items()]
   notes += [cheapest(results, config["within"])]
-  return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+  return "\n".join([markdown.table(head, rows), "", *(f"- {note}" for note in notes)]) + "\n"
 
 
 def cheapest(results, within):
@@ -81,7 +82,7 @@ def front(points):
   return chosen
 
 
-def pareto(results, config, path):
+def pareto(results, path):
   """Draws distance against latency, one colour a network, the front and the floor."""
   rows = {name: row for name, row in results.items() if "latency" in row}
   main = main_distance(next(iter(results.values())))

@@ -81,7 +81,7 @@ def sweep(config, workdir):
   write_json(workdir / "sweep.json", {"config": config, "rows": results, "compare": versus})
   text = report.table(results, config, versus)
   write_text(workdir / "table.md", text)
-  report.pareto(results, config, workdir / "pareto.png")
+  report.pareto(results, workdir / "pareto.png")
   _pictures(cells, config, first, bench, workdir)
   print("\n" + text)
   print(f"Table, plot and pictures are in {workdir}")

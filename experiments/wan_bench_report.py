@@ -1,14 +1,29 @@
 """Results of the bench for people: tables, and a picture of where the time goes."""
 
-import json
-import os
 import pathlib
 
 import numpy as np
 
+from experiments.markdown import table
 from experiments.wan_bench_rows import ROWS, Row
+from vidstep.files import whole, write_json, write_text
 
 STAGES = ("denoise", "denoise + write", "write", "decode, first", "decode", "to host")
+# Heads of the tables.
+ROW = (
+  "row", "forwards", "FPS", "published", "ratio", "first chunk s", "second s",
+  "steady chunk s (p95)", "floor FPS", "of it", "peak GiB", "finite",
+)  # fmt: skip
+STAGE = (
+  "row", "stage", "calls", "ms p50 (p95)", "s in all", "TFLOP in all", "GB moved, a call",
+  "least s", "bound", "of roofline", "of bandwidth", "attention",
+)  # fmt: skip
+ATTENTION = ("attention, reading half a cache", "chunk", "ms", "error against xla")
+DECODING = ("decoding a chunk", "latents", "ms", "GB moved")
+FLOOR = (
+  "row", "forwards", "published FPS (H100)", "floor FPS", "published / floor", "denoise s",
+  "write s", "decode s", "decode's share", "measured FPS",
+)  # fmt: skip
 COLORS = ("#4c72b0", "#7c9cd0", "#55a868", "#dd8452", "#dd8452", "#8c8c8c")
 
 
@@ -91,9 +106,8 @@ def row_summary(row: Row, frames: int, clips: list, chunked: list, stages: dict)
 def write(result: dict, folder):
   """wan.json, wan.md and, once there is a row, wan.png; each whole or not at all."""
   folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  _replace(folder / "wan.json", json.dumps(result, indent=1) + "\n")
-  _replace(folder / "wan.md", markdown(result))
+  write_json(folder / "wan.json", result)
+  write_text(folder / "wan.md", markdown(result))
   if result["rows"]:
     plot(result["rows"], folder / "wan.png")
 
@@ -110,27 +124,15 @@ def markdown(result: dict) -> str:
       "the write of the cache between them included. Stages are each waited for; their least: "
       "operations at the peak or necessary bytes at the bandwidth, whichever is longer.",
       "",
-      "| row | forwards | FPS | published | ratio | first chunk s | second s | steady chunk s "
-      "(p95) | floor FPS | of it | peak GiB | finite |",
-      "|---|---|---|---|---|---|---|---|---|---|---|---|",
-      *(_row(r, about["frames"]) for r in result["rows"]),
+      table(ROW, [_row(r, about["frames"]) for r in result["rows"]]),
       "",
-      "| row | stage | calls | ms p50 (p95) | s in all | TFLOP in all | GB moved, a call | least s "
-      "| bound | of roofline | of bandwidth | attention |",
-      "|---|---|---|---|---|---|---|---|---|---|---|---|",
-      *(_stage(r["name"], *item) for r in result["rows"] for item in r["stages"].items()),
+      table(STAGE, [_stage(r["name"], *s) for r in result["rows"] for s in r["stages"].items()]),
       "",
     ]
   if result["attention"]:
-    lines += ["| attention, reading half a cache | chunk | ms | error against xla |"]
-    lines += ["|---|---|---|---|"]
-    lines += [_attention(r) for r in result["attention"]] + [""]
+    lines += [table(ATTENTION, map(_attention, result["attention"])), ""]
   if result["decoding"]:
-    lines += ["| decoding a chunk | latents | ms | GB moved |", "|---|---|---|---|"]
-    for r in result["decoding"]:
-      moved = "-" if r["moved"] is None else f"{r['moved'] / 1e9:.1f}"
-      lines.append(_line((r["name"], r["chunk"], f"{1e3 * r['seconds']:.2f}", moved)))
-    lines.append("")
+    lines += [table(DECODING, map(_decoding, result["decoding"])), ""]
   if result["not_run"]:
     lines += [f"- {name}: not run, {why}" for name, why in result["not_run"].items()] + [""]
   return "\n".join(lines)
@@ -139,7 +141,7 @@ def markdown(result: dict) -> str:
 def _row(r, latents):
   published = ROWS[r["name"]]
   get = lambda key, form: format(r[key], form) if key in r else "-"
-  cells = (
+  return (
     r["name"],
     published.forwards(latents),
     f"**{r['fps']:.1f}**",
@@ -153,12 +155,11 @@ def _row(r, latents):
     "-" if not r.get("peak_bytes") else f"{r['peak_bytes'] / 2**30:.1f}",
     "yes" if r.get("finite") else "NO",
   )
-  return _line(cells)
 
 
 def _stage(row, name, s):
   get = lambda key, form, scale=1.0: "-" if s.get(key) is None else format(s[key] * scale, form)
-  cells = (
+  return (
     row,
     name,
     s["calls"],
@@ -172,15 +173,19 @@ def _stage(row, name, s):
     get("bandwidth", ".0%"),
     s.get("attention") or "-",
   )
-  return _line(cells)
 
 
 def _attention(r):
   if "seconds" not in r:
     why = "not run: " + r["refused"].replace("|", "/")
-    return _line((r["implementation"], r["chunk"], why, "-"))
+    return r["implementation"], r["chunk"], why, "-"
   error = "-" if r.get("error") is None else f"{r['error']:.1e}"
-  return _line((r["implementation"], r["chunk"], f"{1e3 * r['seconds']:.2f}", error))
+  return r["implementation"], r["chunk"], f"{1e3 * r['seconds']:.2f}", error
+
+
+def _decoding(r):
+  moved = "-" if r["moved"] is None else f"{r['moved'] / 1e9:.1f}"
+  return r["name"], r["chunk"], f"{1e3 * r['seconds']:.2f}", moved
 
 
 def plot(rows: list, path):
@@ -206,9 +211,8 @@ def plot(rows: list, path):
   axes.invert_yaxis()
   axes.set_xlabel("seconds of a clip, each call waited for; black: published, H100")
   axes.legend(fontsize=8)
-  partial = pathlib.Path(path).with_suffix(".partial.png")
-  figure.savefig(partial, dpi=120)
-  os.replace(partial, path)
+  with whole(path) as partial:
+    figure.savefig(partial, dpi=120, format="png")
 
 
 def floors(tables: dict, frames: int) -> str:
@@ -230,36 +234,23 @@ def floors(tables: dict, frames: int) -> str:
     "",
   ]
   for name, rows in tables.items():
-    lines += [
-      f"## {name}",
-      "",
-      "| row | forwards | published FPS (H100) | floor FPS | published / floor | denoise s | "
-      "write s | decode s | decode's share | measured FPS |",
-      "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row, s in rows.items():
-      add = lambda *stages, s=s: sum(s.get(stage, 0.0) for stage in stages)
-      denoise, write = add("denoise", "denoise + write"), add("write")
-      decode, total = add("decode, first", "decode"), sum(s.values())
-      parts = (f"{x:.3f}" for x in (denoise, write, decode))
-      fps, floor = ROWS[row].fps, frames / total
-      head = (
-        row,
-        ROWS[row].forwards(1 + (frames - 1) // 4),
-        fps,
-        f"{floor:.0f}",
-        f"{fps / floor:.0%}",
-      )
-      lines.append(_line((*head, *parts, f"{decode / total:.0%}", "not run")))
-    lines.append("")
+    cells = [_floor(row, stages, frames) for row, stages in rows.items()]
+    lines += [f"## {name}", "", table(FLOOR, cells), ""]
   return "\n".join(lines)
 
 
-def _line(cells):
-  return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def _replace(path, text):
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(text)
-  os.replace(partial, path)
+def _floor(row, stages, frames):
+  add = lambda *names: sum(stages.get(name, 0.0) for name in names)
+  denoise, write = add("denoise", "denoise + write"), add("write")
+  decode, total = add("decode, first", "decode"), sum(stages.values())
+  fps, floor = ROWS[row].fps, frames / total
+  return (
+    row,
+    ROWS[row].forwards(1 + (frames - 1) // 4),
+    fps,
+    f"{floor:.0f}",
+    f"{fps / floor:.0%}",
+    *(f"{x:.3f}" for x in (denoise, write, decode)),
+    f"{decode / total:.0%}",
+    "not run",
+  )

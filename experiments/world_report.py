@@ -6,6 +6,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from experiments import markdown
+
 DRIFTS = 1.5  # times the distance of the first tenth: a row is said to drift
 SHORT = {"frechet_alexnet_clip": "Frechet", "kernel_alexnet_clip": "kernel"}
 SLOW = {"fvd_i3d_k400": "FVD", "kvd_i3d_k400": "KVD"}
@@ -30,7 +32,7 @@ def table(results, bench, made):
     made: {"command", "date", "device", "seconds"}.
   """
   parts = ["## How good", quality(results), *_quality_notes(results, bench)]
-  parts += ["", "## How long", drifting(results, bench), *_drift_notes(results, bench)]
+  parts += ["", "## How long", drifting(results), *_drift_notes(results, bench)]
   parts += ["", "## Does it obey", obedience(results), *_obedience_notes(results, bench)]
   parts += ["", "## What it costs", cost(results), *_cost_notes()]
   parts += ["", f"`{made['command']}`", ""]
@@ -65,7 +67,7 @@ def quality(results):
       cells.append(_interval(found) if found else "")
     cells += [f"{last[s]['ratio']:.2f}" for s in ("motion", "saturation", "contrast")]
     lines.append(cells)
-  return _markdown(head, lines)
+  return markdown.table(head, lines)
 
 
 def _near(metric, form, exact):
@@ -107,7 +109,7 @@ def _quality_notes(results, bench):
   ]
 
 
-def drifting(results, bench):
+def drifting(results):
   """First and last tenth of the long rollouts."""
   size = results["real"]["drift"]["stops"][0]
   head = ["", f"distance, first {size} frames", f"last {size}", "last / first"]
@@ -121,7 +123,7 @@ def drifting(results, bench):
     cells += [f"{d[k][0]:.3g}, {d[k][-1]:.3g}" for k in ("motion", "saturation")]
     told = [f"{v:.2f}" if v is not None else "-" for v in (d["obeys"][0], d["obeys"][-1])]
     lines.append([*cells, ", ".join(told)])
-  return _markdown(head, lines)
+  return markdown.table(head, lines)
 
 
 def _drift_notes(results, bench):
@@ -158,7 +160,7 @@ def obedience(results):
       cells += [_interval(t["clips"], "{:.2f}") if "clips" in t else ""]
       cells += [f"{t['apart']:.1f}" if "apart" in t else ""]
     lines.append(cells)
-  return _markdown(head, lines)
+  return markdown.table(head, lines)
 
 
 def _obedience_notes(results, bench):
@@ -194,7 +196,7 @@ def cost(results):
       l = row["latency"]
       stages = [f"{l[stage]:.2f}" for stage in ("total", "denoise", "append", "decode")]
       lines.append([name, f"{row['nfe']:.3g}", *stages])
-  return _markdown(head, lines)
+  return markdown.table(head, lines)
 
 
 def _cost_notes():
@@ -239,8 +241,3 @@ def _interval(d, form="{:.3g}"):
   if d is None:
     return "-"
   return f"{form.format(d['value'])} [{form.format(d['low'])}, {form.format(d['high'])}]"
-
-
-def _markdown(head, lines):
-  rows = [head, ["---"] * len(head), *lines]
-  return "\n".join("| " + " | ".join(row) + " |" for row in rows)

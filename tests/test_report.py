@@ -59,5 +59,5 @@ def test_the_table_has_every_row_and_says_what_it_measured(rows):
 
 
 def test_the_plot_is_drawn(rows, tmp_path):
-  report.pareto(rows, {}, tmp_path / "pareto.png")
+  report.pareto(rows, tmp_path / "pareto.png")
   assert (tmp_path / "pareto.png").stat().st_size > 5000

@@ -2,6 +2,7 @@
 
 import math
 
+from experiments import markdown
 from experiments.tables.table import judge, results_of
 
 
@@ -34,17 +35,16 @@ def report(table, cells, command):
   if missing:
     lines += ["Claims are checked when all rows are there.", ""]
   else:
-    lines += ["Obtained: mean and 95 % interval over seeds. Reproduced: all of it is as expected.",
-              "", "| claim (source) | expected | obtained | seeds | verdict |",
-              "|---|---|---|---|---|"]  # fmt: skip
-    lines += [_claim(claim, verdict) for claim, verdict in judged] + [""]
+    head = ("claim (source)", "expected", "obtained", "seeds", "verdict")
+    lines += ["Obtained: mean and 95 % interval over seeds. Reproduced: all of it is as expected."]
+    lines += ["", markdown.table(head, [_claim(claim, verdict) for claim, verdict in judged]), ""]
   lines += ["## Every row", "", "Mean +- standard deviation over seeds.", ""]
-  lines += [_row(["row", *(c.header for c in table.columns), "seeds", "s a seed"])]
-  lines += ["|" + "---|" * (len(table.columns) + 3)]
+  rows = []
   for row, many in cells.items():
     seconds = sum(cell["seconds"] for cell in many) / len(many)
     shown = [_spread(results[row].get(c.metric), c.digits) for c in table.columns]
-    lines.append(_row([row, *shown, str(len(many)), f"{seconds:.0f}"]))
+    rows.append([row, *shown, len(many), f"{seconds:.0f}"])
+  lines += [markdown.table(["row", *(c.header for c in table.columns), "seeds", "s a seed"], rows)]
   lines += ["", table.notes.strip(), "", "## Published, at another scale", "", table.paper.strip()]
   data = {
     "table": table.name,
@@ -70,9 +70,8 @@ def _record(cells):
 
 def _claim(claim, v):
   obtained = "not finite" if math.isnan(v.value) else f"{v.value:.3g} [{v.low:.3g}, {v.high:.3g}]"
-  return _row(
-    [f"{claim.text} ({claim.source})", _range(claim), obtained, str(v.seeds), f"**{v.verdict}**"]
-  )
+  name = f"{claim.text} ({claim.source})"
+  return [name, _range(claim), obtained, v.seeds, f"**{v.verdict}**"]
 
 
 def _range(claim):
@@ -93,10 +92,6 @@ def _spread(values, digits):
   if len(values) < 2 or (values == values[0]).all():
     return mean
   return f"{mean} +- {show(values.std(ddof=1))}"
-
-
-def _row(cells):
-  return "| " + " | ".join(cells) + " |"
 
 
 def _number(value):
