@@ -76,11 +76,11 @@ def make_critic(config):
   return Critic(config["critic"]["dim"], config["critic"]["pooled"], dtype)
 
 
-def critic_features(config, models, causal):
+def critic_features(config, causal):
   """Name of the network that the objective's critic sits on, and that network's features."""
   parameters = inspect.signature(losses.OBJECTIVES[config["objective"]["name"]]).parameters
   (host,) = (k.removesuffix("_features") for k in parameters if k.endswith("_features"))
-  return host, features_fn(models[host], config["critic"]["blocks"], chunk=causal[host].chunk)
+  return host, causal[host].features(config["critic"]["blocks"])
 
 
 def init_critic(critic, key, *, features, host, example):
@@ -172,6 +172,10 @@ class Causal:
     """velocity(params, x, t, cond)."""
     shards = getattr(self.model.attention, "shards", 1)
     return velocity_fn(self.model, chunk=self.chunk, mask=self.mask, shards=shards)
+
+  def features(self, blocks):
+    """features(params, x, t, cond) of these blocks, () for all: seeing what `velocity` sees."""
+    return features_fn(self.model, blocks, chunk=self.chunk, mask=self.mask)
 
   def network(self, frames):
     """The network behind a cache that holds so many frames, as many as it attends to at least."""

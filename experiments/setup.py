@@ -132,7 +132,7 @@ def build(config, mesh=None, *, data=True):
     blank, velocities["extend"] = own.extension(longest, frames)
     velocities["blank"] = functools.partial(blank, shapes[objective.roles[0]], example)
   if "critic" in objective.roles:
-    host, features = critic_features(config, models, causal)
+    host, features = critic_features(config, causal)
     models["critic"] = make_critic(config)
     velocities |= {f"{host}_features": features, "critic": critic_fn(models["critic"])}
     fresh["critic"] = functools.partial(

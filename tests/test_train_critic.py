@@ -3,10 +3,14 @@
 import jax
 import numpy as np
 import pytest
+from mutation import assert_caught, mutant
+from random_params import randomised
 
 from configs import synthetic
 from configs.common import net
-from experiments import setup, train
+from experiments import networks, setup, train
+from vidstep.masks import Window
+from vidstep.models.dit import VideoDiT
 from vidstep.training.checkpoint import load_network
 from vidstep.training.log import read_metrics
 from vidstep.training.step import make_step
@@ -75,6 +79,29 @@ def test_every_adversarial_objective_finds_its_networks(teacher, name):
     state, metrics = jax.eval_shape(step, shapes, frozen, run.example)
     assert jax.tree.structure(state) == jax.tree.structure(shapes)
     assert {f"{role}/loss" for role in roles} <= set(metrics)
+
+
+def check_window(networks):
+  """Features of a network that attends to a window know nothing of frames outside of it."""
+  fields = {"dim": 16, "heads": 1, "depth": 1, "patch": (1, 2, 2), "ffn_dim": 8}
+  model = VideoDiT(**fields, in_channels=1, out_channels=1, attention="xla")
+  x = np.random.default_rng(0).standard_normal((2, 1, 4, 2, 2, 1)).astype(np.float32)
+  x[1, :, 1:] = x[0, :, 1:]  # videos that differ in frame 0
+  t = np.float32([0.5])
+  params = randomised(jax.eval_shape(model.init, jax.random.key(0), x[0], t)["params"])
+  config = {"objective": {"name": "dmd2_gan"}, "critic": {"blocks": ()}}
+  causal = {"fake": networks.Causal(model, chunk=1, mask=Window(2))}
+  host, features = networks.critic_features(config, causal)
+  assert host == "fake"
+  for see in (lambda v: features(params, v, t)[0], lambda v: causal[host].velocity(params, v, t)):
+    differ = np.abs(see(x[0]) - see(x[1])).reshape(4, -1).max(1)
+    assert (differ[:2] > 1e-3).all() and not differ[2:].any()
+
+
+def test_features_are_taken_under_the_mask_of_the_velocity():
+  check_window(networks)
+  unmasked = mutant(networks, "chunk=self.chunk, mask=self.mask)", "chunk=self.chunk)")
+  assert_caught(check_window, unmasked)
 
 
 def test_a_critic_is_not_sized_as_a_network(teacher):
