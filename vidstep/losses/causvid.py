@@ -43,11 +43,7 @@ def causvid(
     fake: learns the score of g; start it from the teacher's weights.
     times: the student's times, from 1 downwards.
     chunk: frames that share a time, k or (first, k): the student's chunks.
-    time: sampler of the noise level at which the distributions are compared.
-    ratio: the student is updated at every ratio-th step, the fake at all others.
-    guidance: the teacher's, `v_u + w (v_c - v_u)`; 1 is none.
-    unconditional: cond -> cond for the guidance.
-    scale: factor on the student's loss.
+    time, ratio, guidance, unconditional, scale: see `distribution_matching`.
 
   Returns:
     Objective with the roles "student" and "fake" and the frozen "teacher"; for its metrics and

@@ -51,10 +51,8 @@ def dmd(
     source: "teacher" solves the ODE inside the loss; "path" reads `batch.path` [B, 1, ...], the
       noise, and its end `batch.x0`.
     steps, shift, solver: of the teacher's ODE, see `kd`.
-    time: sampler of the noise level at which the distributions are compared.
-    ratio: the student is updated at every ratio-th step, the fake at all others.
+    time, ratio, unconditional: see `distribution_matching`.
     guidance: the teacher's, in both terms; 1 is none.
-    unconditional: cond -> cond for the guidance.
     scale: factor on the matching term.
 
   Returns:

@@ -42,11 +42,7 @@ def dmd2(
     teacher: frozen, same signature.
     fake: learns the score of the student's samples; start it from the teacher's weights.
     times: the student's times, from 1 downwards; n steps use the first n.
-    time: sampler of the noise level at which the distributions are compared.
-    ratio: the student is updated at every ratio-th step, the fake at all others.
-    guidance: the teacher's, `v_u + w (v_c - v_u)`; 1 is none.
-    unconditional: cond -> cond for the guidance.
-    scale: factor on the student's loss.
+    time, ratio, guidance, unconditional, scale: see `distribution_matching`.
 
   Returns:
     Objective with the roles "student" and "fake" and the frozen "teacher"; for its metrics and
@@ -146,11 +142,11 @@ def distribution_matching(
     generate: `generate(params, batch, key) -> x0`.
     teacher: frozen velocity.
     fake: velocity that learns the generator's distribution; start it from the teacher's weights.
-    time: sampler of t.
+    time: sampler of t, the noise level at which the distributions are compared.
     ratio: the student is updated at every ratio-th step (the last of each group, so that the fake
       leads), the fake at all others.
-    guidance: the teacher's; the fake has none.
-    unconditional: cond -> cond for the guidance.
+    guidance: the teacher's, `v_u + w (v_c - v_u)`, 1 being none; the fake has none.
+    unconditional: cond -> cond for the guidance (`vidstep.models.null_cond`).
     scale: factor on the student's loss.
 
   Returns:

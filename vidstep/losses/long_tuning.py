@@ -58,11 +58,7 @@ def long_tuning(
     overlap: o, frames of the past that are scored along with the new ones, without gradient. For a
       teacher that takes no context frames; others are given the past clean, and need none.
     longest: frames after which videos begin anew.
-    time: sampler of the noise level at which the distributions are compared.
-    ratio: the student is updated at every ratio-th step, the fake at all others.
-    guidance: the teacher's, `v_u + w (v_c - v_u)`; 1 is none.
-    unconditional: cond -> cond for the guidance.
-    scale: factor on the student's loss.
+    time, ratio, guidance, unconditional, scale: see `distribution_matching`.
 
   Returns:
     Objective with the roles "student" and "fake", the frozen "teacher" and the videos as aux; its

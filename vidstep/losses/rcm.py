@@ -53,16 +53,10 @@ def rcm(
     teacher: frozen, same signature.
     fake: learns the score of the student's samples; start it from the teacher's weights.
     reverse: lambda, the weight of distribution matching.
-    path: as all up to `time`, see `scm`.
-    norm: see `scm`.
-    power: see `scm`.
-    c: see `scm`.
+    path, norm, power, c, tangent, delta, time: see `scm`.
     warmup: steps of sCM alone, over which its derivative is faded in; 0: none.
-    tangent: see `scm`.
-    delta: see `scm`.
-    time: sampler of t for sCM.
     times: the student's times in distribution matching, see `dmd2`.
-    reverse_time: sampler of the noise level at which distributions are compared, `dmd2`'s `time`.
+    reverse_time: `dmd2`'s `time`.
     ratio: after the warm-up the student is updated at every ratio-th step.
     guidance: the teacher's, in both; 1 is none.
     unconditional: cond -> cond for the guidance (`vidstep.models.null_cond`).

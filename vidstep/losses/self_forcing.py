@@ -57,11 +57,7 @@ def self_forcing(
     first_times: those of the first chunk, if they differ (Causal-rCM: 4 steps there, 1 or 2 later).
     depth: "random", or "cycle": 1, 2, .., N, 1, .. by updates of the role, as Causal-rCM does.
     divergence: "dmd", or "sid" as `identity_matching` has it by default.
-    time: sampler of the noise level at which the distributions are compared.
-    ratio: the student is updated at every ratio-th step, the fake at all others.
-    guidance: the teacher's, `v_u + w (v_c - v_u)`; 1 is none.
-    unconditional: cond -> cond for the guidance.
-    scale: factor on the student's loss.
+    time, ratio, guidance, unconditional, scale: see `distribution_matching`.
 
   Returns:
     Objective with the roles "student" and "fake" and the frozen "teacher"; for its metrics and

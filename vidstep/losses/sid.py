@@ -105,11 +105,7 @@ def identity_matching(
     fake: velocity that learns the generator's distribution; start it from the teacher's weights.
     alpha: see above.
     normalize: divide by n, as all implementations do.
-    time: sampler of t.
-    ratio: the student is updated at every ratio-th step, the fake at all others.
-    guidance: the teacher's; 1 is none.
-    unconditional: cond -> cond for the guidance.
-    scale: factor on the student's loss.
+    time, ratio, guidance, unconditional, scale: see `distribution_matching`.
 
   Returns:
     Objective with the roles "student" and "fake" and the frozen "teacher". Metrics of the student:
