@@ -20,7 +20,6 @@ from tqdm import tqdm
 from vidstep.files import write_json
 
 LEVEL = 0.95
-VERDICTS = ("reproduced", "not reproduced", "inconclusive")
 
 
 @dataclasses.dataclass(frozen=True)

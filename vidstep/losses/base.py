@@ -80,11 +80,6 @@ class Objective:
     object.__setattr__(self, "due", _checked(self.due or (lambda step: self.roles), self.roles))
     self.due(0)
 
-  def check_nets(self, nets):
-    """Raises a ValueError that names what is missing, unless nets holds all roles and frozen."""
-    for name in (*self.roles, *self.frozen):
-      network(nets, name)
-
 
 def network(nets, name):
   """The parameters of network `name`, or a ValueError that says which networks there are."""

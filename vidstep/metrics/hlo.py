@@ -288,7 +288,7 @@ class _Reader:
       inner = self.computations[re.search(r"\bcalls=%?([\w.\-]+)", at.attributes)[1]]
       if at.opcode == "fusion-start":  # its result names its operands again
         at = dataclasses.replace(at, shape=next(i.shape for i in inner.values() if i.root))
-      return _written(at, inner) + _read(at, inner, operands)
+      return _written(at, inner) + _read(inner, operands)
     if at.opcode.endswith("-start"):  # its result is a tuple that names its operands again
       return 2 * sum(map(size, operands))
     return size(at.shape) + sum(map(size, operands))
@@ -337,7 +337,7 @@ def _scattered(at, body):
   return bool(users) and all(user.root and user.opcode == "dynamic-slice" for user in users)
 
 
-def _read(at, inner, shapes):
+def _read(inner, shapes):
   """Bytes that a fusion reads: of an array that it only cuts slices from, the slices."""
   total = 0.0
   for number, shape in enumerate(shapes):
@@ -345,7 +345,7 @@ def _read(at, inner, shapes):
     (name,) = [
       i.name for i in inner.values() if i.opcode == "parameter" and i.operands[0] == str(number)
     ]
-    cuts = [_cut(user, name, inner) for user in _users(name, inner)]
+    cuts = [_cut(user, name) for user in _users(name, inner)]
     total += whole if None in cuts else min(whole, sum(cuts))
   return total
 
@@ -360,7 +360,7 @@ def _users(name, inner):
         yield user
 
 
-def _cut(user, name, inner):
+def _cut(user, name):
   """Bytes of its operand that an instruction touches; None: all."""
   if user.opcode in ("dynamic-slice", "slice", "gather"):
     return shape_bytes(user.shape)

@@ -5,8 +5,6 @@ import numpy as np
 from vidstep.metrics.diversity import diversity
 from vidstep.metrics.motion import clipped, contrast, motion_magnitude, saturation
 
-MEASURES = ("motion", "diversity", "spread", "contrast", "saturation", "clipped")
-
 
 def probe(real, drawn, *, context=0):
   """Scalars of samples drawn several times for each of a few fixed conditions.
