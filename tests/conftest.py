@@ -1,6 +1,7 @@
 """Strict numerics for every test: 8 simulated devices, no silent promotion, warnings are errors."""
 
 import gc
+import importlib.metadata
 import os
 import pathlib
 
@@ -8,6 +9,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag
+  # Most of the suite is compiling, and these emitters take more than half of that.
+  os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest
