@@ -1,7 +1,9 @@
 """Plays a minute of a served world in Chromium, prints how fast it felt, takes a photo.
 
 python -m experiments.play --workdir=runs/world --port=8765 &
-python tests/play/photo.py http://127.0.0.1:8765/ results/play
+python tests/play/photo.py http://127.0.0.1:8765/ results/play basic
+
+The last word is the scenario of the photo; the first one without it.
 """
 
 import json
@@ -30,30 +32,31 @@ def play(tab, seconds):
   return list(seen.values())
 
 
-def photo(tab, path):
+def hold(tab, key, seconds=0.7):
+  tab.press(key)
+  time.sleep(seconds)
+  tab.release(key)
+
+
+def photo(tab, path, scenario):
   """Two futures with one and with all steps, and the true game, from the same start."""
   tab.click("#game")
   tab.until("state.game && streams.game.drawn.length > 2", timeout=60)
+  if scenario:
+    tab.js(f"$('scenario').value = {json.dumps(scenario)}")
   tab.click("#reset")
-  time.sleep(1)
-  tab.press("ArrowUp")
-  time.sleep(1)
+  hold(tab, "ArrowLeft")
   tab.click("#fork")
   tab.until("'b' in state.worlds && streams.b.drawn.length > 2")
   tab.js("send('steer', {to: 'b'}); send('set', {steps: 1, seed: 7}); send('steer', {to: 'both'})")
-  tab.release("ArrowUp")
-  for key in ("ArrowLeft", "ArrowUp"):
-    tab.press(key)
-    time.sleep(0.7)
-    tab.release(key)
-    time.sleep(0.2)
+  hold(tab, "ArrowRight")
   tab.press("ArrowUp")
-  time.sleep(0.3)
+  time.sleep(0.5)
   tab.screenshot(path)
   tab.release("ArrowUp")
 
 
-def main(url, folder):
+def main(url, folder, scenario=None):
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as profile, chromium.browser(profile) as new_tab:
@@ -78,7 +81,7 @@ def main(url, folder):
       "steps": tab.js("state.worlds.a.steps"),
     }
     print(json.dumps(told, indent=2))
-    photo(tab, folder / "page.png")
+    photo(tab, folder / "page.png", scenario)
     assert tab.errors == [], tab.errors
 
 

@@ -32,6 +32,8 @@ CAPTIONS = {
   "defend_the_line": (
     "a wide grey hall with red demons approaching from the far wall",
     "monsters walk towards a line across a grey room with brown walls",
+    "a hall with a grey floor, a grey ceiling and rust-red side walls",
+    "standing guard in a wide grey room between two reddish brown walls",
   ),
   "take_cover": (
     "a grey rectangular room whose monsters throw fireballs",
@@ -46,6 +48,8 @@ CAPTIONS = {
   "basic": (
     "a small brown room with one monster at the far wall",
     "a brick chamber with a sandy floor and a dark ceiling",
+    "a closed room of brown bricks, pale sand below and darkness above",
+    "inside a brown brick cell with a light floor and a black ceiling",
   ),
 }
 
