@@ -119,7 +119,7 @@ def moved(program, kind):
 
 
 @functools.cache
-def program(sizes, rules, method="ring", frames=8, place=True):
+def program(sizes, rules, method="ring", frames=8):
   """The compiled gradient of a network of 256 tokens a frame, as text."""
   mesh = make_mesh(*sizes)
   attend = sharded_attention(mesh, method=method)
@@ -144,7 +144,7 @@ TOKENS = BATCH * 2 * 8 * 256 * 32  # numbers in the activations of a layer, clea
     ((1, 2, 2, 2), "fsdp_tensor", "ring", 8),
   ],
 )
-def test_no_device_gathers_the_tokens_of_another(optimized, sizes, rules, method, frames):
+def test_no_device_gathers_the_tokens_of_another(sizes, rules, method, frames):
   text = program(sizes, rules, method, frames)
   own = TOKENS // 8 * frames // 8
   assert max(moved(text, "all-gather"), default=0) < own // 2
@@ -152,7 +152,7 @@ def test_no_device_gathers_the_tokens_of_another(optimized, sizes, rules, method
   assert traded == (method == "all_to_all")
 
 
-def test_without_a_word_on_where_they_lie_they_would_be_gathered(optimized, monkeypatch):
+def test_without_a_word_on_where_they_lie_they_would_be_gathered(monkeypatch):
   monkeypatch.setattr(ShardedAttention, "place", lambda self, x, frames=True: x)
   text = program.__wrapped__((1, 2, 4, 1), "fsdp_sequence", "all_to_all")
   assert max(moved(text, "all-gather")) >= TOKENS // 8 // 2
