@@ -16,6 +16,7 @@ from mutation import assert_caught, mutant
 from vidstep.models.cond import Cond
 from vidstep.teachers import analytic, gaussian, mixture
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
 SHAPE, FRAMES, ACTIONS, BATCH = (2, 1, 2), 4, 2, 3
 D = 4
 
