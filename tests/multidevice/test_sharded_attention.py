@@ -14,6 +14,8 @@ from vidstep import masks
 from vidstep.attention import attention
 from vidstep.parallel.attention import ShardedAttention
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 B, FRAMES, TOKENS, H, D = 2, 8, 3, 4, 8
 N = 2 * FRAMES * TOKENS
 PACKED = masks.teacher_forcing_info(masks.chunk_index(FRAMES, 3, first=1)).tokens(TOKENS)
