@@ -11,7 +11,7 @@ from tests.mutation import assert_caught
 from vidstep.io import load_wan
 from vidstep.models import vae as vaes
 from vidstep.models.vae import TinyDecoder, tiny
-from vidstep.models.vae.layers import double_space
+from vidstep.models.vae.layers import DoubleSpace
 
 WIDTHS, CHANNELS = (5, 4, 3, 3), 2
 GROWS = (1, 2, 2)
@@ -107,5 +107,6 @@ def test_another_file_is_named(tmp_path):
 
 
 def test_memory_of_the_wrong_frame_is_noticed(tmp_path, monkeypatch):
-  monkeypatch.setattr(tiny, "double_space", lambda x: double_space(x[:, ::-1]))
+  backwards = lambda *a, **k: lambda x: DoubleSpace(*a, **k)(x[:, ::-1])
+  monkeypatch.setattr(tiny, "DoubleSpace", backwards)
   assert_caught(check, tmp_path, state())

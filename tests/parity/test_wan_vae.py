@@ -91,7 +91,8 @@ def test_matches_diffusers_at_other_sizes(sides):
 
 conv = layers.Conv2d
 MUTANTS = {
-  "pixels doubled side by side": ("double_space", lambda x: jnp.tile(x, (1, 1, 2, 2, 1))),
+  "pixels doubled side by side": ("DoubleSpace", lambda *a, **k: lambda x: conv(*a, **k)(
+    jnp.tile(x, (1, 1, 2, 2, 1)))),
   "zeros before instead of after": ("Conv2d", lambda *a, padding=(1, 1), **k: conv(
     *a, padding=padding[::-1], **k)),
 }  # fmt: skip

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from vidstep.models.linear import Linear
 from vidstep.models.precision import stat_dtype
-from vidstep.models.vae.layers import STREAM, Conv2d, double_space
+from vidstep.models.vae.layers import STREAM, Conv2d, DoubleSpace
 
 
 class TinyDecoder(nn.Module):
@@ -46,8 +46,7 @@ class TinyDecoder(nn.Module):
         x = MemoryBlock(self.dtype, name=f"level{i}_block{j}")(x)
       # A pixel of the larger frame sees one of the smaller: growing first is the same at a quarter.
       x = Grow(1 + temporal, self.dtype, name=f"level{i}_time")(x)
-      space = Conv2d(self.widths[i + 1], self.dtype, bias=False, name=f"level{i}_space")
-      x = space(double_space(x))
+      x = DoubleSpace(self.widths[i + 1], self.dtype, bias=False, name=f"level{i}_space")(x)
     y = Conv2d(3, self.dtype, name="conv_out")(nn.relu(x)).astype(stat_dtype(self.dtype))
     # Latent 0 stands for one frame, which is the last of those that it is decoded to.
     y = y[:, 2 ** sum(self.temporal) - 1 :] if start else y

@@ -10,11 +10,11 @@ from vidstep.models.vae.layers import (
   CausalConv3d,
   ChannelNorm,
   Conv2d,
+  DoubleSpace,
   DoubleTime,
   FrameAttention,
   HalveTime,
   ResBlock,
-  double_space,
 )
 
 # Of every latent channel, over Wan's training data.
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
       if i < len(self.temporal):
         if self.temporal[i]:
           x = DoubleTime(2 * width, self.dtype, name=f"level{i}_time")(x)
-        x = Conv2d(width // 2, self.dtype, name=f"level{i}_space")(double_space(x))
+        x = DoubleSpace(width // 2, self.dtype, name=f"level{i}_space")(x)
     return _head(x, 3, self.dtype)
 
 
