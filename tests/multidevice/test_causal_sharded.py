@@ -21,9 +21,8 @@ from vidstep.models.dit import VideoDiT
 from vidstep.models.positions import Positions
 from vidstep.parallel.attention import ShardedAttention
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
-pytestmark = pytest.mark.timeout(900)  # it compiles much: slow where others compute
+# It compiles much: slow where others compute.
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("unoptimized")]
 SOURCE = importlib.import_module("vidstep.models.velocity")
 
 # One frame of context, then chunks of 3, 3 and 2; a window of chunks, and a sink.
