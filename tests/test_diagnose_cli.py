@@ -39,7 +39,7 @@ def still(**watch):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
+def compiled_once(unoptimized, one_device, tmp_path_factory):
   """A resumed run finds what it compiled before."""
   shared.use_compilation_cache(tmp_path_factory.mktemp("cache"))
   compilation_cache.reset_cache()
