@@ -31,7 +31,7 @@ def test_a_restored_stream_goes_on_bit_for_bit(engine, tmp_path):
 
 def test_the_held_action_is_restored(engine, tmp_path):
   check_the_held_action_is_restored(engine, tmp_path)
-  broken = variant(engine, "action=self._held(saved.action)", "action=None")
+  broken = variant(engine, "self._held(saved.action)", "None")
   assert_caught(check_the_held_action_is_restored, broken, tmp_path)
 
 

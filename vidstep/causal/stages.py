@@ -29,7 +29,7 @@ def measure_stages(engine, *, runs=30, warmup=3, text="a prompt") -> dict:
     {stage: quantiles in seconds}, see `vidstep.metrics.streaming.summary`.
   """
   network, params, programs = engine.network, engine.params, engine._programs
-  batch, (c, *frame) = len(engine._rows), (engine.chunk, *engine.frame_shape)
+  batch, (c, *frame) = len(engine._seats), (engine.chunk, *engine.frame_shape)
   samples = {}
 
   def timed(stage, fn, *args):

@@ -8,7 +8,6 @@ times, number of steps, window, actions. Frames are latent frames unless they ar
 
 import dataclasses
 import pathlib
-import secrets
 import threading
 import time
 from functools import partial
@@ -21,6 +20,7 @@ from vidstep.causal.autosave import Writer
 from vidstep.causal.batch import Batch
 from vidstep.causal.inputs import check_context, embed
 from vidstep.causal.programs import Programs
+from vidstep.causal.seats import Seats
 from vidstep.causal.session import Chunk, Session, Settings, Snapshot, Stamps
 from vidstep.metrics.compilations import compilations
 from vidstep.training.checksum import checksum_of
@@ -113,8 +113,7 @@ class Engine:
     self.action_shape = (chunk, dim) if dim else None
 
     self._lock = threading.RLock()  # of the rows, the cache and the dispatch; never held in a wait
-    self._rows: list[Session | None] = [None] * sessions
-    self._parked: set[Session] = set()
+    self._seats = Seats(sessions)
     self._flight: _Flight | None = None
     nothing = embed(text, "")
     self._programs = Programs(
@@ -141,12 +140,12 @@ class Engine:
   def sessions(self) -> list[Session]:
     """The open sessions, paused ones included."""
     with self._lock:
-      return [s for s in self._rows if s is not None] + list(self._parked)
+      return self._seats.sessions
 
   @property
   def free(self) -> int:
     """Rows without a session."""
-    return sum(s is None for s in self._rows)
+    return self._seats.free
 
   @property
   def chunk_frames(self) -> int:
@@ -236,7 +235,7 @@ class Engine:
     video, actions = check_context(context, context_actions, self)
     embedded = embed(self._text, settings.text)
     with self._lock:
-      session = Session(self, self._name(name), settings)
+      session = Session(self, self._seats.name(name), settings)
       session.opened = opened
       row = self._batch.begin(video, actions, embedded, np.int32([settings.window]))
       self._seat(session, row)
@@ -255,9 +254,8 @@ class Engine:
     with self._lock:
       taken = {s.name for s in self.sessions}
       name = name or (own if own not in taken else None)
-      session = Session(
-        self, self._name(name), saved.settings, index=saved.index, action=self._held(saved.action)
-      )
+      name, held = self._seats.name(name), self._held(saved.action)
+      session = Session(self, name, saved.settings, index=saved.index, action=held)
       session.opened = opened
       self._seat(session, jax.device_put(saved.row))
     return session
@@ -297,7 +295,7 @@ class Engine:
     return {} if due is None else self._collect(due)
 
   def _dispatch(self):
-    running = [(row, s) for row, s in enumerate(self._rows) if s is not None]
+    running = self._seats.running
     if not running:
       return None
     for _, session in running:
@@ -321,7 +319,7 @@ class Engine:
 
     Fresh arrays each time: the device may read them in place.
     """
-    count, unequal = len(self._rows), self.first_chunk != self.chunk
+    count, unequal = len(self._seats), self.first_chunk != self.chunk
     told = {
       "seed": np.zeros(count, np.uint32),
       "frame": np.zeros(count, np.int32),
@@ -404,10 +402,9 @@ class Engine:
     with self._lock:
       session._check_open()
       now = self._snapshot(session)
-      other = Session(
-        self, self._name(name), now.settings, index=now.index, action=self._held(now.action),
-        history=session._history,
-      )  # fmt: skip
+      name, held = self._seats.name(name), self._held(now.action)
+      how = {"index": now.index, "action": held, "history": session._history}
+      other = Session(self, name, now.settings, **how)
       other.opened = time.perf_counter()
       self._seat(other, now.row)
     return other
@@ -436,8 +433,7 @@ class Engine:
       session._check_open()
       if not session.paused:
         session._parked = self._batch.take(session._row)
-        self._leave(session)
-        self._parked.add(session)
+        self._seats.leave(session, paused=True)
 
   def _resume(self, session):
     with self._lock:
@@ -445,7 +441,6 @@ class Engine:
       if session.paused:
         self._seat(session, session._parked)
         session._parked = None
-        self._parked.discard(session)
 
   def _save(self, session, path):
     with self._lock:
@@ -464,34 +459,16 @@ class Engine:
         session.closed = True
         session._parked = None
         session._history.clear()
-        self._leave(session)
-        self._parked.discard(session)
+        self._seats.leave(session)
 
   def _fail(self, session, sentence):
     session.error = f"Session {session.name} was closed: {sentence}."
     session.close()
 
-  def _seat(self, session, row):
-    if None not in self._rows:
-      raise RuntimeError(
-        f"All {len(self._rows)} sessions are taken: close or pause one, or build the Engine with "
-        "more."
-      )
-    session._row = self._rows.index(None)
-    self._batch.put(session._row, row)
-    self._rows[session._row] = session
-
-  def _leave(self, session):
-    if session._row is not None:
-      self._rows[session._row] = None
-      session._row = None
-
-  def _name(self, name):
-    """A name that is free; by default one that no autosave of an earlier engine has either."""
-    name = secrets.token_hex(4) if name is None else name
-    if not name or any(c in name for c in "/\\\0") or name in {s.name for s in self.sessions}:
-      raise ValueError(f"name={name!r} must be unique, not empty, and without slashes.")
-    return name
+  def _seat(self, session, state):
+    row = self._seats.find()
+    self._batch.put(row, state)
+    self._seats.take(row, session)
 
   def _held(self, action):
     return None if action is None else np.broadcast_to(action, self.action_shape)
