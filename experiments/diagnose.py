@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from experiments import diagnose_page as page
 from experiments import flags as shared
+from vidstep.files import write_text
 from vidstep.training.diagnosis import Diagnosis
 from vidstep.training.log import METRICS, read_metrics
 
@@ -56,7 +57,7 @@ def diagnose(folders, out):
   picture, html = out.with_name(out.name + ".png"), out.with_name(out.name + ".html")
   out.parent.mkdir(parents=True, exist_ok=True)
   page.draw(runs, picture)
-  html.write_text(page.html(runs, picture))
+  write_text(html, page.html(runs, picture))
   print(f"{picture}\n{html}")
   return picture, html
 

@@ -6,7 +6,6 @@ Every stage reuses or resumes what it finds, so the same command continues after
 --stages=teacher,sweep runs some of them only; --dry_run prints the commands.
 """
 
-import json
 import pathlib
 import shlex
 import subprocess
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from configs import common
 from experiments import flags as shared
+from vidstep.files import write_json
 
 CONFIG = shared.define_config(common.pipeline)
 WORKDIR = shared.define_workdir("Folder of all stages: {workdir} in the commands.")
@@ -73,7 +73,7 @@ def run(stages, commands, workdir):
         "command goes on from here."
       )
     taken[stage["name"]] = round(time.perf_counter() - start, 1)
-    (workdir / "pipeline.json").write_text(json.dumps(taken, indent=2) + "\n")
+    write_json(workdir / "pipeline.json", taken)
   minutes = sum(taken.values()) / 60
   each = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in taken.items())
   _banner(f"Done in {minutes:.1f} min", each)

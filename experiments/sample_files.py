@@ -8,6 +8,8 @@ import zlib
 
 import jax
 
+from vidstep.files import write_json
+
 VBENCH = 5  # videos of a prompt that its evaluation reads
 LAYOUTS = ("plain", "vbench")
 
@@ -93,6 +95,5 @@ def still_to_do(jobs, out, settings: dict) -> list[Job]:
       f"{out} holds videos made with another {', '.join(other)} (see {record}): choose another "
       "--out, or remove them."
     )
-  record.parent.mkdir(parents=True, exist_ok=True)
-  record.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+  write_json(record, settings)
   return [job for job in jobs if not job.path.is_file()]

@@ -2,8 +2,6 @@
 
 import contextlib
 import datetime
-import json
-import pathlib
 import resource
 import shlex
 import sys
@@ -79,10 +77,3 @@ def bar(label: str):
       shown.update(done - shown.n)
 
     yield progress
-
-
-def write_report(path, report: dict):
-  """Writes it as JSON."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")

@@ -11,9 +11,10 @@ from PIL import Image
 
 from experiments import networks
 from experiments.sample_files import plan_jobs, still_to_do
-from experiments.sample_log import Log, bar, write_report
+from experiments.sample_log import Log, bar
 from vidstep import samplers
 from vidstep.data.video_io import save_picture, save_strip, save_video
+from vidstep.files import write_json
 from vidstep.masks import Window
 from vidstep.models.cond import Cond
 from vidstep.teachers.text_to_video import (
@@ -144,7 +145,7 @@ def draw(order: Order) -> dict:
   report["nfe"] = setting.nfe(shape[0])
   report["files"] = [str(job.path) for job in jobs]
   if order.report:
-    write_report(order.report, report)
+    write_json(order.report, report)
   print(f"{len(jobs)} videos, {report['nfe']} network evaluations each; {log.table()}")
   return report
 

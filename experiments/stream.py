@@ -15,6 +15,7 @@ Ticks follow each other without a pause unless --paced. Random actions come from
 own, at moments that know nothing of the ticks: action-to-photon then includes the wait for one.
 """
 
+import dataclasses
 import datetime
 import math
 import pathlib
@@ -33,6 +34,8 @@ from experiments import stream_wan, streams
 from vidstep.causal.stages import measure_stages
 from vidstep.data.live_video import LiveVideo
 from vidstep.data.video_io import grid, save_video
+from vidstep.files import write_json, write_text
+from vidstep.metrics.latency import device_name
 from vidstep.metrics.streaming import Memory, Recorder, plot
 
 CONFIG = shared.define_config(common.stream)
@@ -134,7 +137,7 @@ def main(argv):
     "cache": str(engine.network.policy),
     "ticks": f"{'paced' if PACED.value else 'one after the other'}, overlap {overlap}",
     "actions": ACTIONS.value if engine.action_shape else "none",
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}",
+    "device": f"{device_name()}, jax {jax.__version__}",
     "date": datetime.date.today().isoformat(),
   }
   report = recorder.report(
@@ -296,9 +299,8 @@ def _openings(engine, source, recorder, count):
 
 
 def _write(out, report, recorder, names, last, count):
-  out.mkdir(parents=True, exist_ok=True)
-  (out / "stream.md").write_text(report.table())
-  (out / "stream.json").write_text(report.json() + "\n")
+  write_text(out / "stream.md", report.table())
+  write_json(out / "stream.json", dataclasses.asdict(report))
   series = {k: v for k, v in recorder.series().items() if k in names}
   title = f"{report.fps:.0f} FPS, {report.fps_p95:.0f} at p95"
   plot(series, out / "latency.png", frame_rate=report.frame_rate, title=title)

@@ -18,7 +18,6 @@ What a run leaves in --workdir:
 """
 
 import functools
-import json
 import pathlib
 import sys
 import time
@@ -37,6 +36,7 @@ from experiments.fingerprint import fingerprint
 from experiments.frozen import load_frozen
 from experiments.preview import make_show
 from vidstep.data.video_io import save_picture
+from vidstep.files import write_json
 from vidstep.parallel import processes
 from vidstep.parallel.mesh import AXES, make_mesh
 from vidstep.parallel.sharding import (
@@ -144,7 +144,7 @@ def train(config, workdir, *, wandb=None, profile=None):
   frozen_shardings = jax.tree.map(lambda x: x.sharding, frozen)
   start, stop = int(state.step), settings["steps"]
   if lead:
-    (workdir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(workdir / "config.json", config)
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   for role, net in state.nets.items():
     say(f"{role}: {count(net.params) / 1e6:.2f}M parameters on {mesh.size} device(s)")
@@ -300,7 +300,7 @@ def dump(workdir, state, batch, position, number, metrics, run):
   values = {name: str(float(value)) for name, value in metrics.items()}
   if processes.is_first():
     np.savez(folder / "batch.npz", **arrays)
-    (folder / "metrics.json").write_text(json.dumps({"step": number, **values}, indent=2) + "\n")
+    write_json(folder / "metrics.json", {"step": number, **values})
   broken = [name for name, value in metrics.items() if not np.isfinite(value)]
   raise NotFinite(
     f"Step {number} is not finite ({', '.join(broken)}): stopped. The state before it, its batch "

@@ -33,6 +33,8 @@ from experiments.wan_bench_decode import DECODERS, time_decode
 from experiments.wan_bench_floor import Floor
 from experiments.wan_bench_programs import Programs, dit_shapes, draw, functions, make_size
 from experiments.wan_bench_rows import ROWS as TABLE
+from vidstep.files import write_text
+from vidstep.metrics.latency import device_name
 from vidstep.metrics.machines import machine as find_machine
 
 OUT = shared.define_out("Folder for the results.")
@@ -182,9 +184,7 @@ def count_floors(size, rows, out):
     name: {row.name: floors[row.chunk].seconds(row, find_machine(name)) for row in rows}
     for name in MACHINES
   }
-  folder = pathlib.Path(out)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / "roofline.md").write_text(report.floors(tables, size.pixel_frames))
+  write_text(pathlib.Path(out) / "roofline.md", report.floors(tables, size.pixel_frames))
 
 
 def _rows(names):
@@ -206,7 +206,7 @@ def _about(size):
   h, w = (8 * n for n in size.latent)
   return {
     "command": "python -m experiments.wan_bench " + shlex.join(sys.argv[1:]),
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "device": device_name(),
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "versions": f"jax {jax.__version__}, Python {sys.version.split()[0]}",
     "what": f"{w} x {h}, {size.pixel_frames} frames, batch 1, bfloat16, decoder {DECODER.value}",

@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -17,6 +16,7 @@ from experiments.world_bench import make_bench, take
 from experiments.world_rollout import Player
 from vidstep.files import write_json, write_text
 from vidstep.metrics.actions import shifted, shuffled
+from vidstep.metrics.latency import device_name
 from vidstep.training.checkpoint import parse_reference
 
 SETTING = ("solver", "steps", "shift", "guidance", "times", "first_times")
@@ -236,7 +236,7 @@ def _write(cells, results, config, bench, workdir, began):
   made = {
     "command": "python -m experiments.world " + shlex.join(sys.argv[1:]),
     "date": datetime.date.today().isoformat(),
-    "device": f"{jax.device_count()}x {jax.devices()[0].device_kind}",
+    "device": device_name(),
     "seconds": round(time.perf_counter() - began),
   }
   write_json(workdir / "world.json", {"made": made, "config": config, "rows": results})

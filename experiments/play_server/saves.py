@@ -3,6 +3,8 @@
 import pathlib
 import threading
 
+from vidstep.files import write_text
+
 
 class Saves:
   """A folder of saved worlds.
@@ -27,7 +29,7 @@ class Saves:
       last = self.names()[:1]
       name = f"world-{int(last[0].removeprefix('world-')) + 1 if last else 1:04d}"
       session.save(self._folder / f"{name}.stream")
-      (self._folder / f"{name}.txt").write_text(scenario)  # last: it makes the world known
+      write_text(self._folder / f"{name}.txt", scenario)  # last: it makes the world known
       for old in self.names()[self._most :]:
         for path in self._folder.glob(f"{old}.*"):
           path.unlink()

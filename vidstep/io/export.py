@@ -1,11 +1,11 @@
 """Our networks to disk as diffusers reads them, so that a distilled student runs elsewhere."""
 
-import json
 import math
 import pathlib
 
 import numpy as np
 
+from vidstep.files import write_json
 from vidstep.io.clip_names import clip_rules
 from vidstep.io.dit_names import dit_rules
 from vidstep.io.rules import save_params
@@ -60,8 +60,8 @@ def save_wan(folder, model, params, *, dtype=np.float32, shard_bytes: int = 10**
   if len(shards) > 1:
     total = sum(map(_bytes, (item for items in shards for item in items)))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
-  (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(folder / f"{stem}.safetensors.index.json", index)
+  write_json(folder / "config.json", config)
 
 
 def transformer_config(model: VideoDiT) -> dict:

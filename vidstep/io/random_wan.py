@@ -1,6 +1,5 @@
 """A release of Wan with random weights, as diffusers lays it out: every path, no download."""
 
-import json
 import math
 import pathlib
 import zlib
@@ -8,6 +7,7 @@ import zlib
 import jax
 import numpy as np
 
+from vidstep.files import write_json
 from vidstep.io.export import save_wan
 from vidstep.io.rules import flatten, unflatten
 from vidstep.io.wan import init_clip, init_dit, init_umt5, init_vae
@@ -73,7 +73,7 @@ def write_random_wan(
     "prediction_type": "flow_prediction",
     "use_flow_sigmas": True,
   }
-  _write(folder / "scheduler/scheduler_config.json", scheduler)
+  write_json(folder / "scheduler/scheduler_config.json", scheduler)
   index = {
     "_class_name": "WanPipeline" if image_encoder is None else "WanImageToVideoPipeline",
     "_diffusers_version": "0.33.0",
@@ -87,7 +87,7 @@ def write_random_wan(
     index["image_encoder"] = ["transformers", "CLIPVisionModel"]
     index["image_processor"] = ["transformers", "CLIPImageProcessor"]
     _write_processor(folder / "image_processor", image_encoder.size)
-  _write(folder / "model_index.json", index)
+  write_json(folder / "model_index.json", index)
   return folder
 
 
@@ -130,7 +130,7 @@ def _write_tokenizer(folder, length):
   made.save(str(folder / "tokenizer.json"))
   config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length}
   tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-  _write(folder / "tokenizer_config.json", config | tokens)
+  write_json(folder / "tokenizer_config.json", config | tokens)
 
 
 def _write_processor(folder, size):
@@ -144,9 +144,4 @@ def _write_processor(folder, size):
     "resample": 3,
     "size": {"shortest_edge": size},
   }
-  _write(folder / "preprocessor_config.json", config)
-
-
-def _write(path, content):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(content, indent=2) + "\n")
+  write_json(folder / "preprocessor_config.json", config)

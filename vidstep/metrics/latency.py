@@ -43,7 +43,8 @@ class Latency:
     }
 
 
-def _device_name():
+def device_name() -> str:
+  """What JAX computes on, such as "1x NVIDIA H100"."""
   devices = jax.devices()
   return f"{len(devices)}x {devices[0].device_kind}"
 
@@ -79,7 +80,7 @@ def measure(fn, *args, runs=10, warmup=2):
   _, first = _timed(fn, *args)
   for _ in range(warmup):
     _timed(fn, *args)
-  return Latency(tuple(_timed(fn, *args)[1] for _ in range(runs)), first, _device_name())
+  return Latency(tuple(_timed(fn, *args)[1] for _ in range(runs)), first, device_name())
 
 
 class Stopwatch:

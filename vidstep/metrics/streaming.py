@@ -14,7 +14,6 @@ Let frame i be presentable (decoded, in host memory) at p_i. All frames of a chu
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections import deque
@@ -146,9 +145,6 @@ class StreamReport:
   memory: dict | None = None
   compilations: int | None = None
   about: dict = dataclasses.field(default_factory=dict)
-
-  def json(self) -> str:
-    return json.dumps(dataclasses.asdict(self), indent=1)
 
   def table(self) -> str:
     """Markdown: times in milliseconds, then what is not a time."""
