@@ -22,25 +22,32 @@ from vidstep.models.cond import Cond
 from vidstep.models.dit import VideoDiT
 from vidstep.models.velocity import velocity_fn
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
 DATA = "synthetic:clips=24,frames=24,size=16"
 CONTEXT, FRAMES = 2, 5
 
 
-def network(name, *, chunk=None):
-  """A `Network` of random weights that lives in no file; causal if it has a chunk."""
-  model = VideoDiT(dim=16, heads=2, depth=1, patch=(1, 4, 4), action_dim=len(BUTTONS))
+MODEL = VideoDiT(dim=16, heads=2, depth=1, patch=(1, 4, 4), action_dim=len(BUTTONS))
+
+
+@jax.jit
+def weights():
+  """Random ones."""
   cond = Cond(actions=jnp.zeros((1, FRAMES, len(BUTTONS))))
-  init = model.init(jax.random.key(1), jnp.zeros((1, FRAMES, 16, 16, 3)), jnp.zeros(1), cond=cond)
+  init = MODEL.init(jax.random.key(1), jnp.zeros((1, FRAMES, 16, 16, 3)), jnp.zeros(1), cond=cond)
   leaves, tree = jax.tree.flatten(init["params"])
   keys = jax.random.split(jax.random.key(2), len(leaves))
   noisy = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+  return jax.tree.unflatten(tree, noisy)
+
+
+def network(name, *, chunk=None):
+  """A `Network` of random weights that lives in no file; causal if it has a chunk."""
   config = common.base().to_dict()
   config["data"] |= {"path": DATA, "frames": FRAMES, "context": CONTEXT}
   config["causal"]["chunk"] = chunk
   config["nets"] = {"model": {"causal": None}}
-  return generate.Network(
-    f"{name}:model", config, model, jax.tree.unflatten(tree, noisy), pixel_codec()
-  )
+  return generate.Network(f"{name}:model", config, MODEL, weights(), pixel_codec())
 
 
 @pytest.fixture(scope="module")
