@@ -220,7 +220,7 @@ class Sweep:
     infos = self.mask.fields()
     scalars = [[0] * info.shape[1] for info in infos]
     trace = jax.make_jaxpr(lambda *sides: self.mask.rule(*sides))(*scalars).jaxpr
-    used = {v for eqn in trace.eqns for v in eqn.invars if isinstance(v, Var)}
+    used = {v for eqn in trace.eqns for v in eqn.invars if isinstance(v, Var) and not _vain(eqn)}
     read = iter([v in used for v in trace.invars])
     pick = lambda info: tuple(
       jnp.asarray(info[:, f])[:, None] if next(read) else None for f in range(info.shape[1])
@@ -236,6 +236,7 @@ class Sweep:
         for axis, side in enumerate((row_fields, column_fields))
       ]
       allowed = self.mask.rule(*sides[:: -1 if self.by_key else 1])
+      allowed = jnp.broadcast_to(allowed, (ROWS, self.block))  # a rule that reads nothing says True
     if self._hides_keys:
       at = tile * self.block + lax.broadcasted_iota(jnp.int32, (ROWS, self.block), 1)
       inside = at < self.mask.k_len
@@ -260,6 +261,15 @@ class Sweep:
     for slot, out in zip(slots, outs, strict=True):
       plgpu.copy_smem_to_gmem(slot, _part(out, start, ROWS))
     plgpu.wait_smem_to_gmem(0)
+
+
+def _vain(eqn: Any) -> bool:
+  """Whether a rule compares a field with itself, to give its answer a shape.
+
+  The compiler knows the answer and drops the comparison, but not the load that it makes useless:
+  a register array whose layout nothing determines, which ends its search for layouts.
+  """
+  return eqn.primitive is lax.eq_p and eqn.invars[0] is eqn.invars[1]
 
 
 def _bytes(slot: Any) -> int:

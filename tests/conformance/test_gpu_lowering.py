@@ -26,6 +26,15 @@ MASKS = {
   "teacher forcing": lambda fields: kernel_mask(masks.TeacherForcing(), INFO),
   "traced": lambda fields: Mask(N, N, FieldRule(RULE), fields, fields),
 }
+PRESENT = masks.TeacherForcing() & masks.Present()
+CACHED = {
+  "whole": masks.Prefix(),
+  "window": PRESENT & masks.Window(2, 1, pinned=True),
+  "near": PRESENT & masks.Near(1, 4),
+  "far": PRESENT & masks.Far(1, 4),
+  "text": masks.Valid(),
+  "full": masks.Full(),
+}
 MODES = {
   "forward": lambda x, row, mask: KERNEL.forward(x, x, x, mask, scale=0.1),
   "tangent": lambda x, row, mask: KERNEL.tangent(x, x, x, x, row, x, x, x, mask, scale=0.1),
@@ -64,6 +73,15 @@ def test_every_mode_is_tensor_cores_and_copy_engine(mode, dim, mask):
     r"setmax(register|nreg)",  # warpgroups that specialise
   ):
     assert count(text, what), what
+
+
+@pytest.mark.parametrize("rule", CACHED)
+@pytest.mark.parametrize("mode", ["both", "backward"])
+def test_masks_of_a_cache_lower(mode, rule):
+  """In registers, what a rule does not depend on has no layout and must not be loaded."""
+  mask = lambda fields: Mask(N, N, FieldRule(CACHED[rule]), fields, fields)
+  text = lower(lambda x, row, f: MODES[mode](x, row, mask(f)), tokens(64), ROW, FIELDS)
+  assert count(text) == (2 if mode == "backward" else 1)
 
 
 def test_shards_pick_their_lists_on_the_device():

@@ -4,6 +4,7 @@ Runs on every jax, and in float32, where a wrong factor cannot hide behind round
 thread block by a loop and WGMMA by a dot; `test_gpu_kernels.py` runs the thread block itself.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -22,6 +23,15 @@ PADDED = masks.token_info(
   np.stack([np.arange(3), np.arange(3)]), valid=np.arange(3) < np.array([[3], [1]])
 )
 NOW, ALONE = masks.token_info(np.full(2, 2)), masks.token_info(np.full(2, 5))
+# Four slots of a cache and the chunk that is new: frames out of order, one pinned, some empty.
+SLOTS = masks.token_info(
+  np.array([[4, 1, 2, 3, 5], [0, 1, 0, 0, 2]]),
+  role=np.array([masks.CLEAN] * 4 + [masks.NOISY]),
+  valid=np.array([[1, masks.PINNED, 1, 1, 1], [1, 1, 0, 0, 1]]),
+)
+NEW = masks.token_info(np.array([[5], [2]]))
+FILLED = masks.token_info(np.arange(4), valid=np.arange(4) < np.array([[3], [1]]))
+WINDOW = masks.TeacherForcing() & masks.Window(2, 1, pinned=True) & masks.Present()
 
 # Rule, attributes of queries and keys an entry a frame, tokens a frame.
 CASES = {
@@ -31,6 +41,12 @@ CASES = {
   "window": (masks.TeacherForcing() & masks.Window(1, 1, "chunk"), PACKED, PACKED, 30),
   "padding": (masks.CausalFrames() & masks.Valid(), PADDED, PADDED, 25),
   "nobody": (masks.Window(1), ALONE, NOW, 9),
+}
+# What is known only at run time.
+TRACED = {
+  "full": (masks.Full(), NOW, NOW, 20),
+  "cache": (masks.Prefix(), NEW, FILLED, 37),
+  "cache in a window": (WINDOW, NEW, SLOTS, 37),
 }
 
 
@@ -73,10 +89,13 @@ def outer(*sums):
 
 
 def assert_conforms(module, case, dtype=jnp.float32, dim=64, live=conformance.ALL):
-  rule, q_info, k_info, n = CASES[case]
+  rule, q_info, k_info, n = (CASES | TRACED)[case]
   q_info, k_info = q_info.tokens(n), k_info.tokens(n)
   q_len, k_len = q_info.frame.shape[-1], k_info.frame.shape[-1]
   mask = Mask(q_len, k_len) if rule is None else kernel_mask(rule, q_info, k_info)
+  if case in TRACED:
+    infos = {name: jnp.asarray(getattr(mask, name).value) for name in ("q_info", "k_info")}
+    mask = dataclasses.replace(mask, **infos)
   inputs = conformance.make_problem(0, (mask.batch, q_len, 1, dim), k_len, dtype, mask)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(Sweep, "fold", fold)
@@ -85,7 +104,7 @@ def assert_conforms(module, case, dtype=jnp.float32, dim=64, live=conformance.AL
   assert max(errors.values()) < conformance.BARS[jnp.dtype(dtype).name], errors
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *TRACED])
 def test_float32_meets_its_bar(case):
   assert_conforms(gpu, case)
 
