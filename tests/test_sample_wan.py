@@ -2,14 +2,13 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import av
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import run_all
 from PIL import Image
 
 from experiments import sample_wan
@@ -31,6 +30,18 @@ def folder(tmp_path_factory):
   return make_release(tmp_path_factory.mktemp("wan") / "tiny")
 
 
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory):
+  """Of image to video."""
+  return make_release(tmp_path_factory.mktemp("wan") / "i2v", image=True)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+  """Of the shape of `folder`, with other weights."""
+  return make_release(tmp_path_factory.mktemp("wan") / "student", seed=1)
+
+
 def order(folder, out, prompts=("a cat",), **other):
   usual = {"size": SIZE, "frames": FRAMES, "steps": 2, "dtype": "float32"}
   return Order(model=str(folder), prompts=tuple(prompts), out=str(out), **usual | other)
@@ -41,31 +52,27 @@ def read(path):
     return video.metadata["comment"], len(list(video.decode(video=0)))
 
 
-def command(module, *args):
-  line = [sys.executable, "-m", f"experiments.{module}", *args]
-  return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 def test_from_the_command_line(tmp_path):
   """Where everything meets: random weights, flags, networks, files, report."""
   folder, out, report = tmp_path / "tiny", tmp_path / "a" / "x.mp4", tmp_path / "report.json"
-  result = command("wan_random", "--size=tiny", f"--out={folder}")
-  assert result.returncode == 0 and "GB of random weights" in result.stdout, result.stderr[-2000:]
-  result = command(
-    "sample", f"--model={folder}", "--prompt=a cat", "--size=16x32", "--frames=5", "--steps=2",
-    "--solver=unipc", "--shift=5", "--guidance=5", f"--out={out}", f"--report={report}",
-  )  # fmt: skip
-  assert result.returncode == 0, result.stderr[-2000:]
+  commands = [
+    ("wan_random", "--size=tiny", f"--out={folder}"),
+    ("sample", f"--model={folder}", "--prompt=a cat", "--size=16x32", "--frames=5", "--steps=2",
+     "--solver=unipc", "--shift=5", "--guidance=5", f"--out={out}", f"--report={report}"),
+    ("sample", f"--model={folder}", "--prompt=a", "--size=20x32"),
+  ]  # fmt: skip
+  made, drawn, refused = run_all(commands)
+  assert made[0] == 0 and "GB of random weights" in made[1], made[2][-2000:]
+  assert drawn[0] == 0, drawn[2][-2000:]
   assert read(out) == ("AI-generated, made by vidstep with tiny", 5)
   for said in ("load ", "text ", "denoise ", "decode ", "write ", "peak memory: host "):
-    assert said in result.stdout
+    assert said in drawn[1]
   told = json.loads(report.read_text())
   assert told["nfe"] == 4 and told["size"] == [16, 32] and told["files"] == [str(out)]
   assert set(told["seconds"]) == {"load", "text", "denoise", "compile", "decode", "write"}
   assert told["peak_memory"]["host"] > 1e7 and "cpu" in told["device"]
   assert told["command"].startswith("python -m experiments.sample --model=")
-  refused = command("sample", f"--model={folder}", "--prompt=a", "--size=20x32")
-  assert refused.returncode == 1 and "nearest is 16 x 32" in refused.stderr
+  assert refused[0] == 1 and "nearest is 16 x 32" in refused[2]
 
 
 def test_vbench_layout_goes_on_where_it_was_cut_short(folder, tmp_path):
@@ -160,8 +167,8 @@ def test_settings_are_asked_for_or_usual():
     setting_of(order("x", "y", window=9), release)
 
 
-def test_a_picture_gives_the_size(tmp_path):
-  wan = open_wan(make_release(tmp_path, image=True), dtype=jnp.float32)
+def test_a_picture_gives_the_size(image_folder):
+  wan = open_wan(image_folder, dtype=jnp.float32)
   ask = order("x", "y", size=None)
   assert size_of(ask, wan, None) == (480, 832)
   height, width = size_of(ask, wan, np.zeros((300, 100, 3), np.uint8))
@@ -169,27 +176,26 @@ def test_a_picture_gives_the_size(tmp_path):
   assert size_of(order("x", "y"), wan, np.zeros((9, 9, 3), np.uint8)) == SIZE
 
 
-def test_image_to_video_and_a_causal_student(tmp_path, folder, fake):
-  release = make_release(tmp_path / "i2v", image=True)
+def test_image_to_video_and_a_causal_student(tmp_path, folder, image_folder, student, fake):
   Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / "p.png")
   how = {"image": str(tmp_path / "p.png"), "guidance": 1.0, "steps": 1}
-  assert draw(order(release, tmp_path / "x.mp4", **how))["nfe"] == 1
+  assert draw(order(image_folder, tmp_path / "x.mp4", **how))["nfe"] == 1
   causal = {"chunk": 1, "times": "causal", "steps": 2}
-  student = make_release(tmp_path / "s", seed=1) / "transformer"
-  made = draw(order(folder, tmp_path / "y.mp4", transformer=str(student), **causal))
+  transformer = str(student / "transformer")
+  made = draw(order(folder, tmp_path / "y.mp4", transformer=transformer, **causal))
   assert made["nfe"] == 6 and read(tmp_path / "y.mp4")[0].endswith("tiny, transformer")
   (_, image, _, _), (_, _, _, setting) = FakeSampler.asked
   assert image.image.shape == (1, 2, 2, 4, 4 + CHANNELS) and image.image_tokens is not None
   assert (setting.chunk, setting.times) == (1, (1.0, 0.9375, 0.0))
   with pytest.raises(ValueError, match="give --image"):
-    draw(order(release, tmp_path / "x.mp4"))
+    draw(order(image_folder, tmp_path / "x.mp4"))
   with pytest.raises(ValueError, match="from text alone"):
     draw(order(folder, tmp_path / "x.mp4", **how))
 
 
-def test_a_network_of_a_run_is_drawn_as_the_run_says(folder, tmp_path, monkeypatch, fake):
+def test_a_network_of_a_run_is_drawn_as_the_run_says(folder, student, tmp_path, monkeypatch, fake):
   config = load_config(ROOT / "configs/wan/tf_dcm.py:tiny").to_dict()
-  params = jax.tree.map(np.asarray, open_wan(make_release(tmp_path / "s", seed=1)).params)
+  params = jax.tree.map(np.asarray, open_wan(student).params)
   monkeypatch.setattr(sample_wan, "resolve_reference", lambda reference: reference)
   monkeypatch.setattr(sample_wan, "load_network", lambda reference: (config, params))
   said = {"transformer": "runs/x:student:ema", "steps": None}

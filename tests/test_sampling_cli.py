@@ -1,14 +1,11 @@
 """sample, evaluate and sweep on a network that was really trained, from the command line."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import av
 import pytest
+from commands import run_all
 
-ROOT = pathlib.Path(__file__).parents[1]
 SWEEP = """
 from configs import common
 
@@ -29,38 +26,41 @@ def get_config(arg=None):
 """
 
 
-def run(module, *args, ok=True):
-  result = subprocess.run(
-    [sys.executable, "-m", f"experiments.{module}", *map(str, args)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert (result.returncode == 0) == ok, result.stderr[-3000:]
-  return result.stdout if ok else result.stderr
+def done(*commands, **env):
+  """What commands say that have to end well."""
+  results = run_all(commands, **env)
+  for status, _, err in results:
+    assert status == 0, err[-3000:]
+  return [out for _, out, _ in results]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def cache(tmp_path_factory):
+  """What one command has compiled is there for the next."""
+  return {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, cache):
   workdir = tmp_path_factory.mktemp("run")
-  run("train", "--config=configs/synthetic.py:tiny", f"--workdir={workdir}")
+  done(("train", "--config=configs/synthetic.py:tiny", f"--workdir={workdir}"), **cache)
   return workdir
 
 
-def test_sample_writes_real_above_generated(trained, tmp_path):
+def test_sample_writes_real_above_generated(trained, cache, tmp_path):
   out = tmp_path / "x.mp4"
-  said = run("sample", f"--network={trained}:model:ema", "--steps=2", "--videos=3", f"--out={out}")
+  words = f"--network={trained}:model:ema", "--steps=2", "--videos=3", f"--out={out}"
+  (said,) = done(("sample", *words), **cache)
   assert "euler 2 (2 network evaluations)" in said
   with av.open(str(out)) as video:
     assert len(list(video.decode(video=0))) == 4
 
 
-def test_sweep_resumes_and_leaves_table_plot_and_pictures(trained, tmp_path):
+def test_sweep_resumes_and_leaves_table_plot_and_pictures(trained, cache, tmp_path):
   config, workdir = tmp_path / "sweep.py", tmp_path / "sweep"
   config.write_text(SWEEP % trained)
   command = ("sweep", f"--config={config}", f"--workdir={workdir}")
-  said = run(*command)
+  (said,) = done(command, **cache)
   rows = json.loads((workdir / "sweep.json").read_text())["rows"]
   assert list(rows) == [
     *("real", "codec", "repeat last frame", "model euler 1", "model euler 2"),
@@ -76,35 +76,33 @@ def test_sweep_resumes_and_leaves_table_plot_and_pictures(trained, tmp_path):
   assert len(cells) == len(rows)
   before = {path: path.stat().st_mtime_ns for path in cells[1:]}
   cells[0].unlink()
-  run(*command)
+  done(command, **cache)
   assert cells[0].exists()
   assert before == {path: path.stat().st_mtime_ns for path in cells[1:]}
 
 
-def test_evaluate_writes_every_number(trained, tmp_path):
+def test_evaluate_writes_every_number(trained, cache, tmp_path):
   out = tmp_path / "e.json"
-  run(
-    *("evaluate", f"--network={trained}:model:ema", "--steps=2", "--videos=8"),
-    *("--latency_runs=2", f"--out={out}"),
-  )
+  words = f"--network={trained}:model:ema", "--steps=2", "--videos=8"
+  done(("evaluate", *words, "--latency_runs=2", f"--out={out}"), **cache)
   result = json.loads(out.read_text())
   assert result["latency"]["nfe"] == 2
   assert set(result["latency"]["stages"]) == {"denoise", "decode", "transfer"}
   assert result["frechet_alexnet_clip"]["value"] > result["frechet_alexnet_clip"]["floor"]["mean"]
 
 
-@pytest.mark.parametrize(
-  "args, sentence",
-  [
-    (("sample",), "Which network?"),
-    (("sample", "--network=nowhere:model:ema"), "Train that run first"),
-    (("sweep", "--config=configs/doom/sweep.py"), "--workdir"),
-    (("sweep", "--config=configs/doom/sweep.py", "--config.vidoes=3"), "config.videos"),
-    (("pipeline", "--config=configs/doom/demo.py", "--workdir=x", "--stages=y"), "no stage 'y'"),
-    (("codec", "--data=nowhere", "--out=x.npz"), "nowhere"),
-  ],
+REFUSED = (
+  (("sample",), "Which network?"),
+  (("sample", "--network=nowhere:model:ema"), "Train that run first"),
+  (("sweep", "--config=configs/doom/sweep.py"), "--workdir"),
+  (("sweep", "--config=configs/doom/sweep.py", "--config.vidoes=3"), "config.videos"),
+  (("pipeline", "--config=configs/doom/demo.py", "--workdir=x", "--stages=y"), "no stage 'y'"),
+  (("codec", "--data=nowhere", "--out=x.npz"), "nowhere"),
 )
-def test_bad_input_gets_one_sentence(args, sentence):
-  said = run(*args, ok=False)
-  assert sentence in said
-  assert "Traceback" not in said
+
+
+def test_bad_input_gets_one_sentence(cache):
+  results = run_all([args for args, _ in REFUSED], **cache)
+  for (args, sentence), (status, _, said) in zip(REFUSED, results, strict=True):
+    assert status and sentence in said, args
+    assert "Traceback" not in said

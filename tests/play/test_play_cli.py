@@ -14,6 +14,7 @@ import types
 
 import numpy as np
 import pytest
+from commands import FAST, run_all
 from PIL import Image
 from play_world import page
 
@@ -22,12 +23,7 @@ from experiments.play_server.opening import Begins, SameStart, controls_of
 from vidstep.data.controls import Control
 
 ROOT = pathlib.Path(__file__).parents[2]
-ENV = os.environ | {"XLA_FLAGS": ""}  # one device, as at home
 DATA = "synthetic:clips=24,frames=8,size=16"
-
-
-def words(*given):
-  return [sys.executable, "-m", *given]
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +32,10 @@ def trained(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("world")
   changes = ["data.path=" + DATA, "data.frames=8", "train.steps=2", "data.batch_size=4"]
   changes += ["eval.steps=2", "eval.solver=consistency", "eval.times=0.5,", "eval.videos=2"]
-  command = words("experiments.train", "--config=configs/synthetic_causal.py:tf,tiny")
+  command = ["train", "--config=configs/synthetic_causal.py:tf,tiny"]
   command += [f"--workdir={workdir / 'tf'}", *(f"--config.{change}" for change in changes)]
-  result = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, check=False)
-  assert result.returncode == 0, result.stderr[-2000:]
+  ((status, _, err),) = run_all([command])
+  assert status == 0, err[-2000:]
   return workdir
 
 
@@ -47,8 +43,8 @@ def trained(tmp_path_factory):
 def playing(*given):
   """The server in a process of its own: yields its first lines and the process."""
   process = subprocess.Popen(
-    words("experiments.play", "--port=0", *given),
-    cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    [sys.executable, "-m", "experiments.play", "--port=0", *given],
+    cwd=ROOT, env=os.environ | FAST, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
   )  # fmt: skip
   try:
     said = []
@@ -97,26 +93,17 @@ def test_a_trained_network_is_played_saved_and_ends_on_a_signal(trained):
   assert (trained / "tf" / "play" / "world-0001.stream").exists()
 
 
-@pytest.mark.parametrize(
-  ("given", "sentence"),
-  [
+def test_bad_input_ends_in_one_sentence():
+  refused = (
     ([], "Which world?"),
     (["--workdir=nowhere"], "no trained student in nowhere/sf"),
     (["--network=nowhere:model"], "nowhere"),
     (["--workdir=nowhere", "--port=70000"], "port"),
-  ],
-)
-def test_bad_input_ends_in_one_sentence(given, sentence):
-  result = subprocess.run(
-    words("experiments.play", *given),
-    cwd=ROOT,
-    env=ENV,
-    capture_output=True,
-    text=True,
-    check=False,
   )
-  assert result.returncode and sentence in result.stderr
-  assert "Traceback" not in result.stderr
+  results = run_all([("play", *given) for given, _ in refused])
+  for (given, sentence), (status, _, said) in zip(refused, results, strict=True):
+    assert status and sentence in said, given
+    assert "Traceback" not in said
 
 
 def test_a_finished_student_is_found_and_a_missing_one_is_trained(tmp_path, monkeypatch):
