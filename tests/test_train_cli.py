@@ -12,6 +12,7 @@ import textwrap
 import jax
 import numpy as np
 import pytest
+from commands import FAST
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import common, synthetic
@@ -34,7 +35,7 @@ def tiny(**train):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
+def compiled_once(unoptimized, tmp_path_factory):
   """Runs of this module share what they compile."""
   shared.use_compilation_cache(tmp_path_factory.mktemp("cache"))
   compilation_cache.reset_cache()
@@ -134,9 +135,8 @@ KILLED = """
 
 
 def python(cache, *words):
-  """Runs Python on one device. Optimizing the program would take longer than running it."""
-  fast = "--xla_backend_optimization_level=0"
-  env = dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(cache), XLA_FLAGS=fast)
+  """Runs Python on one device."""
+  env = os.environ | FAST | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
   return subprocess.run(
     [sys.executable, *map(str, words)],
     cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=240,
