@@ -26,6 +26,14 @@ PADDED = masks.token_info(
   np.stack([np.arange(3), np.arange(3)]), valid=np.arange(3) < np.array([[3], [1]])
 )
 NOW, ALONE = masks.token_info(np.full(2, 2)), masks.token_info(np.full(2, 5))
+# Four slots of a cache and the chunk that is new: frames out of order, one pinned, some empty.
+SLOTS = masks.token_info(
+  np.array([[4, 1, 2, 3, 5], [0, 1, 0, 0, 2]]),
+  role=np.array([masks.CLEAN] * 4 + [masks.NOISY]),
+  valid=np.array([[1, masks.PINNED, 1, 1, 1], [1, 1, 0, 0, 1]]),
+)
+NEW = masks.token_info(np.array([[5], [2]]))
+FILLED = masks.token_info(np.arange(4), valid=np.arange(4) < np.array([[3], [1]]))
 
 # Rule, attributes of queries and keys an entry a frame, tokens a frame.
 CASES = {
@@ -34,6 +42,13 @@ CASES = {
   "padding": (masks.CausalFrames() & masks.Valid(), PADDED, PADDED, 25),
   "nobody": (masks.Window(1), ALONE, NOW, 9),  # not one tile
 }
+# What is known only at run time.
+WINDOW = masks.TeacherForcing() & masks.Window(2, 1, pinned=True) & masks.Present()
+TRACED = {
+  "padding": CASES["padding"],
+  "cache": (masks.Prefix(), NEW, FILLED, 37),
+  "cache in a window": (WINDOW, NEW, SLOTS, 37),
+}
 
 
 def kernel():
@@ -41,7 +56,7 @@ def kernel():
 
 
 def problem(case, dtype=jnp.bfloat16, dim=64):
-  rule, q_info, k_info, n = CASES[case]
+  rule, q_info, k_info, n = (CASES | TRACED)[case]
   q_info, k_info = q_info.tokens(n), k_info.tokens(n)
   q_len, k_len = q_info.frame.shape[-1], k_info.frame.shape[-1]
   mask = Mask(q_len, k_len) if rule is None else kernel_mask(rule, q_info, k_info)
@@ -69,10 +84,15 @@ def test_other_head_dims_and_half_precision():
   assert_conforms(problem("cross attention", jnp.float16, dim=128))
 
 
-def test_traced_attributes():
-  static = problem("padding")
-  infos = {name: jnp.asarray(getattr(static.mask, name).value) for name in ("q_info", "k_info")}
-  assert_conforms(dataclasses.replace(static, mask=dataclasses.replace(static.mask, **infos)))
+def traced(inputs):
+  """The same, with a mask whose attributes the host does not look at."""
+  infos = {name: jnp.asarray(getattr(inputs.mask, name).value) for name in ("q_info", "k_info")}
+  return dataclasses.replace(inputs, mask=dataclasses.replace(inputs.mask, **infos))
+
+
+@pytest.mark.parametrize("case", TRACED)
+def test_traced_attributes(case):
+  assert_conforms(traced(problem(case)))
 
 
 @pytest.mark.parametrize("alive", range(3))
@@ -91,6 +111,11 @@ def forward_conforms(inputs):
 def test_a_sweep_that_forgets_the_last_key_does_not_conform(monkeypatch):
   monkeypatch.setattr(gpu_sweep.Sweep, "_hides_keys", False)
   assert_caught(forward_conforms, problem("cross attention"))
+
+
+def test_a_field_that_is_not_loaded_does_not_conform(monkeypatch):
+  monkeypatch.setattr(gpu_sweep, "_vain", lambda eqn: eqn.primitive is jax.lax.eq_p)
+  assert_caught(forward_conforms, traced(problem("cache in a window")))
 
 
 def test_a_ring_that_is_not_waited_for_is_caught(monkeypatch):
