@@ -1,16 +1,12 @@
 """From prompts to a trained student: a tiny Wan makes data by the command, networks train on it."""
 
 import json
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import run_all
 from PIL import Image
 from wan_release import make_release
 
@@ -25,24 +21,16 @@ from vidstep.models.vae import VAECodec
 from vidstep.training.log import read_metrics
 
 pytest.importorskip("tokenizers")
-pytestmark = pytest.mark.usefixtures("unoptimized")
-ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("unoptimized", "one_device")
 
 
-def synthesize(*args, ok=True):
-  command = [
-    sys.executable,
-    "-m",
-    "experiments.synthesize",
-    "--compilation_cache=",
-    *map(str, args),
-  ]
-  one_device = os.environ | {"XLA_FLAGS": ""}
-  result = subprocess.run(
-    command, cwd=ROOT, capture_output=True, text=True, check=False, env=one_device
-  )
-  assert (result.returncode == 0) == ok, result.stderr[-3000:]
-  return result.stdout if ok else result.stderr
+def synthesize(cache, *calls):
+  """What the command says, called once or more: on one device, compiled quickly and once."""
+  commands = [("synthesize", f"--compilation_cache={cache}", *flags) for flags in calls]
+  results = run_all(commands)
+  for status, _, err in results:
+    assert status == 0, err[-3000:]
+  return [out for _, out, _ in results]
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +50,11 @@ def flags(release, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def data(flags):
-  """Made in two parts."""
-  said = synthesize(*flags, "--part=1/3")
-  assert "this part is done (1 of 3 shards); others are at work" in said
-  said = synthesize(*flags)  # the other shards as well
-  assert "8 train, 2 test examples of 6x4x4x4 latents" in said
+def data(flags, tmp_path_factory):
+  """Made in two parts, the second of which makes the other shards as well."""
+  part, whole = synthesize(tmp_path_factory.mktemp("cache"), [*flags, "--part=1/3"], flags)
+  assert "this part is done (1 of 3 shards); others are at work" in part
+  assert "8 train, 2 test examples of 6x4x4x4 latents" in whole
   return flags[2].removeprefix("--out=")
 
 
@@ -86,10 +73,9 @@ def test_a_folder_of_videos_becomes_latents_by_the_command(release, tmp_path):
     save_video(videos / f"{name}.mp4", video, 32)
   (videos / "b.mp4").write_bytes((videos / "b.mp4").read_bytes()[:300])
   (videos / "a.txt").write_text("a cat")
-  said = synthesize(
-    f"--model={release}", f"--videos={videos}", f"--out={tmp_path / 'd'}", "--size=16x16",
-    "--frames=5", "--test=0", "--dtype=float32",
-  )  # fmt: skip
+  flags = [f"--model={release}", f"--videos={videos}", f"--out={tmp_path / 'd'}"]
+  flags += ["--size=16x16", "--frames=5", "--test=0", "--dtype=float32"]
+  (said,) = synthesize(tmp_path / "cache", flags)
   assert "2 train examples of 2x2x2x4 latents" in said and "1 left out: " in said
   meta, source = describe(tmp_path / "d"), read_split(tmp_path / "d", "train")
   assert meta["provenance"] == "Encoded from the videos of videos" and meta["without_caption"] == 2
@@ -107,15 +93,7 @@ def configure(data, **settings):
   return config
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-  one = jax.devices()[:1]
-  monkeypatch.setattr(jax, "devices", lambda: one)
-
-
-def test_a_student_trains_on_it_and_resumes_to_the_same_numbers(
-  data, release, tmp_path, one_device, capsys
-):
+def test_a_student_trains_on_it_and_resumes_to_the_same_numbers(data, release, tmp_path, capsys):
   config = configure(data, sample_every=3)
   config.eval.steps = 1
   train.train(config, tmp_path / "whole")
