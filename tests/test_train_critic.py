@@ -23,7 +23,7 @@ def tiny(**train):
   return config
 
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
+pytestmark = pytest.mark.usefixtures("unoptimized", "one_device")
 
 
 @pytest.fixture(scope="module")

@@ -39,14 +39,23 @@ def test_the_grid_of_the_release_starts_below_one():
   np.testing.assert_allclose(times, shift_time(np.linspace(0.999, 0, 5), 5.0), rtol=1e-6)
 
 
-def check_steps(wan, key, solver, sampler=Sampler):
-  times, seen = tuple(release_times(3, 5.0).tolist()), []
-  sampler = sampler(wan, Setting(times, solver, 3.0))
-  got = sampler(NOISE, COND, NULL, key, lambda *done: seen.append(done))
+TIMES = tuple(release_times(3, 5.0).tolist())
+
+
+@pytest.fixture(scope="module")
+def scanned(wan):
+  """scanned(solver) -> what all steps in one program make of the noise."""
   field = lambda cond: lambda x, t: wan.model.apply({"params": wan.params}, x, t, cond=cond).v
   field = guided(field(COND), field(NULL), 3.0)
-  want = jax.jit(lambda x: sample(field, x, times, solver=solver, key=key))(NOISE)
-  np.testing.assert_allclose(got, want, atol=2e-5)
+  walk = lambda x, key, solver: sample(field, x, TIMES, solver=solver, key=key)
+  walk = jax.jit(walk, static_argnames="solver")
+  return lambda solver, key: walk(NOISE, key, solver)
+
+
+def check_steps(wan, scanned, key, solver, sampler=Sampler):
+  seen, sampler = [], sampler(wan, Setting(TIMES, solver, 3.0))
+  got = sampler(NOISE, COND, NULL, key, lambda *done: seen.append(done))
+  np.testing.assert_allclose(got, scanned(solver, key), atol=2e-5)
   assert seen == [(1, 3), (2, 3), (3, 3)] and sampler.compile_seconds > 0
   spent = sampler.compile_seconds
   again = sampler(NOISE, NULL, NULL, key)
@@ -55,13 +64,13 @@ def check_steps(wan, key, solver, sampler=Sampler):
 
 
 @pytest.mark.parametrize("solver", ["unipc", "consistency"])
-def test_step_by_step_is_the_scan(wan, key, solver):
-  check_steps(wan, key, solver)
+def test_step_by_step_is_the_scan(wan, scanned, key, solver):
+  check_steps(wan, scanned, key, solver)
 
 
-def test_the_comparison_notices_a_repeated_step(wan, key):
+def test_the_comparison_notices_a_repeated_step(wan, scanned, key):
   broken = mutant(text_to_video, "run.row(i))", "run.row(0))")
-  assert_caught(check_steps, wan, key, "unipc", broken.Sampler)
+  assert_caught(check_steps, wan, scanned, key, "unipc", broken.Sampler)
 
 
 @pytest.mark.parametrize("guidance, chunk, frames, more", [(1.0, 1, 2, 1), (3.0, (1, 2), 3, 0)])
