@@ -27,6 +27,7 @@ class Together:
       port = free.getsockname()[1]
     # Optimizing the program would take longer than running it.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = " ".join([flags, *(f for f in os.environ["XLA_FLAGS"].split() if "emitters" in f)])
     env = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=flags, PYTHONPATH=str(ROOT))
     env["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     self.logs, self.running = [], []
