@@ -15,7 +15,7 @@ if importlib.util.find_spec(text.PACKAGE) is None:
   pytest.skip(f"needs the MiniLM weights: {text.HINT}", allow_module_level=True)
 
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
+pytestmark = pytest.mark.usefixtures("unoptimized", "one_device")
 
 
 @pytest.fixture(scope="module")
