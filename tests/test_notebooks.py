@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from commands import FAST
 
 NOTEBOOKS = pathlib.Path("experiments/notebooks")
 
@@ -15,18 +16,21 @@ NOTEBOOKS = pathlib.Path("experiments/notebooks")
 def printed(tmp_path_factory):
   """What swap_the_loss.ipynb prints."""
   source = (NOTEBOOKS / "swap_the_loss.ipynb").read_text()
-  assert "STEPS = 1000" in source
+  # Fewer updates, and half of the programs that sample.
+  for old, new in (("STEPS = 1000", "STEPS = 60"), ("steps = (1, 2, 4, 8)", "steps = (1, 4)")):
+    assert source.count(old) == 1
+    source = source.replace(old, new)
   path = tmp_path_factory.mktemp("notebook") / "swap_the_loss.ipynb"
-  path.write_text(source.replace("STEPS = 1000", "STEPS = 60"))
+  path.write_text(source)
   command = [sys.executable, "-m", "jupyter", "execute", "--inplace", str(path)]
-  env = os.environ | {"PYTHONPATH": os.getcwd()}
+  env = os.environ | FAST | {"PYTHONPATH": os.getcwd()}
   done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr[-3000:]
   return path.read_text()
 
 
 def distances(printed, name):
-  """Distances at 1, 2, 4 and 8 steps in the last cell's output."""
+  """Distances at 1 and 4 steps in the last cell's output."""
   row = re.search(rf"{re.escape(name)} +distance at 1, 2, 4, 8 steps:([ \d.]+)", printed)
   return [float(number) for number in row[1].split()]
 

@@ -1,10 +1,7 @@
-"""Causal stages train from the command line, one from the other's checkpoint, and sample."""
+"""Causal stages train from their configs, one from the other's checkpoint, and sample."""
 
 import dataclasses
-import os
-import pathlib
-import subprocess
-import sys
+import shutil
 
 import jax
 import numpy as np
@@ -16,12 +13,11 @@ from experiments import flags as shared
 from experiments import generate, networks, setup, train
 from vidstep.training.log import read_metrics
 
-ROOT = pathlib.Path(__file__).parents[1]
 DATA = "synthetic:clips=16,frames=4,size=16"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(unoptimized, tmp_path_factory):
+def compiled_once(unoptimized, one_device, tmp_path_factory):
   """Runs of this module share what they compile."""
   shared.use_compilation_cache(tmp_path_factory.mktemp("cache"))
   compilation_cache.reset_cache()
@@ -43,7 +39,7 @@ def runs(tmp_path_factory):
     whole = stage == "whole"
     config = synthetic.get_config("tiny") if whole else stage_config(stage)
     config.data.path = DATA
-    config.train.update(steps=6, save_every=6)
+    config.train.update(steps=6, save_every=2 if stage == "long" else 6)
     for net in config.nets.values():
       if net.init:
         earlier = net.init.split(":")[0].removeprefix("runs/")
@@ -80,14 +76,14 @@ def test_a_stage_trains_from_the_one_before_it(runs, stage, metrics):
   assert metrics <= set(seen) and all(np.isfinite(value) for value in seen.values())
 
 
-def test_long_tuning_resumes_in_the_middle_of_its_videos(runs, tmp_path):
+def test_long_tuning_resumes_in_the_middle_of_its_videos(runs, tmp_path, capsys):
   """Cache and last frames are in the checkpoint: the same numbers as without a break."""
-  whole = read_metrics(runs("long"))
-  config = runs("long config")
-  for stop in (4, 6):
-    config.train.update(steps=stop, save_every=2)
-    train.train(config, tmp_path)
-  for before, after in zip(whole, read_metrics(tmp_path), strict=True):
+  whole, workdir = read_metrics(runs("long")), tmp_path / "long"
+  shutil.copytree(runs("long"), workdir)
+  shutil.rmtree(workdir / "checkpoints" / "6")  # as if stopped after the fourth
+  train.train(runs("long config"), workdir)
+  assert "at step 4" in capsys.readouterr().out
+  for before, after in zip(whole, read_metrics(workdir), strict=True):
     numbers = {key for key in before if "/" in key and not key.startswith("time")}
     assert {k: before[k] for k in numbers} == {k: after[k] for k in numbers}
 
@@ -131,15 +127,11 @@ def test_a_causal_network_is_sampled_chunk_by_chunk(runs):
   assert first_frames_change(runs("whole"), "model")[0] > 0
 
 
-def test_diffusion_forcing_trains_from_the_command_line(tmp_path):
-  words = ["--config=configs/synthetic_causal.py:df,tiny", f"--config.data.path={DATA}"]
-  words += ["--config.train.steps=2", "--config.causal.chunk=2", "--config.causal.first=1"]
-  done = subprocess.run(
-    [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path}", *words],
-    cwd=ROOT, capture_output=True, text=True, check=False, timeout=240,
-    env=dict(os.environ, XLA_FLAGS="--xla_backend_optimization_level=0"),
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
+def test_diffusion_forcing_trains_in_chunks_behind_a_first_one_of_their_own(tmp_path):
+  config = stage_config("df")
+  config.train.update(steps=2)
+  config.causal.update(chunk=2, first=1)
+  train.train(config, tmp_path)
   assert len(read_metrics(tmp_path)) == 2
   with pytest.raises(ValueError, match=r"causal\.chunk: 2 -> 1"):
     train.train(stage_config("df"), tmp_path)

@@ -12,11 +12,11 @@ from vidstep.training.log import read_metrics
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("unoptimized")]
 
 
-def run(workdir, steps=2, **mesh):
+def run(workdir, sample_every=0, **mesh):
   """Teacher forcing behind a frame of context: three frames, so that these are shared by tokens."""
   config = synthetic_causal.get_config("tf,tiny")
   config.data.path = "synthetic:clips=16,frames=4,size=16"
-  config.train.update(steps=steps, save_every=steps, sample_every=steps)
+  config.train.update(steps=2, save_every=2, sample_every=sample_every)
   config.eval.steps = 1
   config.mesh.update(mesh)
   return train.train(config, workdir)
@@ -24,7 +24,8 @@ def run(workdir, steps=2, **mesh):
 
 def test_a_run_on_all_axes_is_that_of_copies(tmp_path):
   run(tmp_path / "copies")
-  state = run(tmp_path / "axes", data=1, fsdp=2, sequence=2, tensor=2, rules="fsdp_tensor")
+  axes = {"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2, "rules": "fsdp_tensor"}
+  state = run(tmp_path / "axes", sample_every=2, **axes)
   kernel = state.nets["model"].ema["blocks_0"]["ffn_in"]["kernel"]
   assert kernel.sharding.spec == P("fsdp", "tensor")
   rows = [read_metrics(tmp_path / name) for name in ("copies", "axes")]

@@ -17,6 +17,7 @@ from vidstep.training.diagnosis import Diagnosis
 from vidstep.training.history import History
 from vidstep.training.probe import probe
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
 DCM = importlib.import_module("vidstep.losses.dcm")  # the package exports the function
 STEPS, EVERY = 300, 30
 RATES = {"student": 1e-3, "fake": 1e-3}
