@@ -25,7 +25,7 @@ with commas between:
   window     a frame sees the 6 before it and the 2 of the context: for `long`, in all stages
   smooth     time_scale=1 in every stage: networks whose derivative in time scm can follow
 
-Two CPU cores, idle: 7, 2, 2 and 2 minutes, by processor time. Expected: results/world/table.md.
+Two CPU cores, idle: 9, 3, 2.5 and 3 minutes. Expected: results/world/table.md.
 """
 
 from configs import common
