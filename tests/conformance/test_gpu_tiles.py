@@ -14,40 +14,17 @@ import pytest
 
 from pallas_kernels.attention import Mask, conformance, gpu
 from pallas_kernels.attention.gpu_sweep import ROWS, Sweep
+from tests.conformance import gpu_masks
+from tests.conformance.gpu_masks import NOW, PACKED
 from tests.mutation import assert_caught, mutant
 from vidstep import masks
 from vidstep.masks.plan import kernel_mask
 
-PACKED = masks.teacher_forcing_info(masks.chunk_index(3, 1))
-PADDED = masks.token_info(
-  np.stack([np.arange(3), np.arange(3)]), valid=np.arange(3) < np.array([[3], [1]])
-)
-NOW, ALONE = masks.token_info(np.full(2, 2)), masks.token_info(np.full(2, 5))
-# Four slots of a cache and the chunk that is new: frames out of order, one pinned, some empty.
-SLOTS = masks.token_info(
-  np.array([[4, 1, 2, 3, 5], [0, 1, 0, 0, 2]]),
-  role=np.array([masks.CLEAN] * 4 + [masks.NOISY]),
-  valid=np.array([[1, masks.PINNED, 1, 1, 1], [1, 1, 0, 0, 1]]),
-)
-NEW = masks.token_info(np.array([[5], [2]]))
-FILLED = masks.token_info(np.arange(4), valid=np.arange(4) < np.array([[3], [1]]))
-WINDOW = masks.TeacherForcing() & masks.Window(2, 1, pinned=True) & masks.Present()
-
-# Rule, attributes of queries and keys an entry a frame, tokens a frame.
-CASES = {
+CASES = gpu_masks.CASES | {
   "dense": (None, NOW, NOW, 64),
-  "cross attention": (None, PACKED, NOW, 37),
-  "teacher forcing": (masks.TeacherForcing(), PACKED, PACKED, 40),
   "window": (masks.TeacherForcing() & masks.Window(1, 1, "chunk"), PACKED, PACKED, 30),
-  "padding": (masks.CausalFrames() & masks.Valid(), PADDED, PADDED, 25),
-  "nobody": (masks.Window(1), ALONE, NOW, 9),
 }
-# What is known only at run time.
-TRACED = {
-  "full": (masks.Full(), NOW, NOW, 20),
-  "cache": (masks.Prefix(), NEW, FILLED, 37),
-  "cache in a window": (WINDOW, NEW, SLOTS, 37),
-}
+TRACED = gpu_masks.TRACED | {"full": (masks.Full(), NOW, NOW, 20)}
 
 
 def fold(sweep, rows, columns, out, carry, step, finish, late=()):
