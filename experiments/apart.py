@@ -24,7 +24,7 @@ def run(module, arguments, *, env=None, timeout=None):
     done = subprocess.run(command, env=env, timeout=timeout, **how)
   except subprocess.TimeoutExpired:
     raise ValueError(f"{module} was not done within {timeout:.0f} s.") from None
-  if done.returncode:
+  if done.returncode or not done.stdout.strip():
     raise ValueError(_why(module, done.stderr, done.returncode))
   return json.loads(done.stdout.splitlines()[-1])
 
