@@ -68,10 +68,23 @@ class Runner(threading.Thread):
     """Nobody plays this session any more, or it is paused."""
     self._followers = {s: f for s, f in self._followers.items() if s is not session}
 
-  def stop(self) -> None:
-    """Ends the thread after the tick it is in."""
+  def stop(self, patience: float = 5.0) -> bool:
+    """Ends the thread after the tick it is in; nothing can end what is being compiled.
+
+    Wait for it before the interpreter ends: a thread that comes back from XLA after that is ended
+    inside of C++, which aborts the process.
+
+    Args:
+      patience: seconds to wait.
+
+    Returns:
+      Whether the thread is gone, or never began.
+    """
     self.state, self.stage = "stopped", "The server was stopped."
     self._wake.set()
+    if self.ident is not None:
+      self.join(patience)
+    return not self.is_alive()
 
   def run(self):
     try:

@@ -67,9 +67,7 @@ async def serving(tmp_path, engine=None, world=None, **options):
       server.engine, server.runner = engine, runner
       yield server
   finally:
-    runner.stop()
-    runner.join(5)
-    assert not runner.is_alive()
+    assert runner.stop()
 
 
 class Page:
