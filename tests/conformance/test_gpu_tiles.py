@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.attention import Mask, conformance, gpu
-from pallas_kernels.attention.gpu_sweep import ROWS, Sweep
+from pallas_kernels.attention.gpu_sweep import ROWS, Sweep, _Field
 from tests.conformance import gpu_masks
 from tests.conformance.gpu_masks import NOW, PACKED
 from tests.mutation import assert_caught, mutant
@@ -93,6 +93,15 @@ def test_bfloat16_meets_its_bar():
 @pytest.mark.parametrize("dim", [96, 128])
 def test_other_head_dims(dim):
   assert_conforms(gpu, "padding", dim=dim)
+
+
+def test_a_field_is_loaded_when_it_is_first_read():
+  loaded = []
+  field = lambda name: _Field(lambda: loaded.append(name) or jnp.int32(1))
+  role, valid, frame = map(field, ("role", "valid", "frame"))
+  allowed = (role == 1) & (valid == valid)  # of valid only the shape counts
+  assert allowed and loaded == ["role"]
+  assert not allowed & (jnp.int32(2) - frame < role) and loaded == ["role", "frame"]
 
 
 @pytest.mark.parametrize("alive", range(3))

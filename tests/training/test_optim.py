@@ -1,10 +1,12 @@
 """Schedules and EMA decays against their definitions."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vidstep.models.dit import stack_blocks
 from vidstep.training.optim import adamw, constant_ema, learning_rate, parse_ema, power_ema
 
 
@@ -81,3 +83,22 @@ def test_muon_makes_steps_of_matrices_orthogonal_and_leaves_vectors_to_adam():
   assert np.abs(updates["b"]).max() < 2e-3  # of AdamW, at lr
   with pytest.raises(ValueError, match="muon must be positive"):
     adamw(1e-3, muon=0.0)
+
+
+@pytest.mark.parametrize("options", [{"weight_decay": 0.3}, {"weight_decay": 0.3, "muon": 0.1}])
+def test_stacked_blocks_are_updated_as_they_are_one_by_one(options):
+  keys = iter(jax.random.split(jax.random.key(0), 20))
+  shapes = {"kernel": (6, 4), "bias": (4,), "modulation": (1, 6, 4)}
+  draw = lambda: {
+    **{
+      f"blocks_{i}": {k: jax.random.normal(next(keys), s) for k, s in shapes.items()}
+      for i in (0, 1)
+    },
+    "head": {"kernel": jax.random.normal(next(keys), (4, 6)), "bias": jnp.ones(6)},
+  }
+  params, grads = draw(), draw()
+  optimizer = adamw(1e-2, **options)
+  one_by_one, _ = optimizer.update(grads, optimizer.init(params), params)
+  grads, params = stack_blocks(grads, 2), stack_blocks(params, 2)
+  stacked, _ = optimizer.update(grads, optimizer.init(params), params)
+  chex.assert_trees_all_close(stacked, stack_blocks(one_by_one, 2), rtol=1e-5, atol=1e-7)

@@ -280,6 +280,16 @@ class VideoDiT(nn.Module):
     return list(zip(sets, ropes, strict=True))
 
 
+def layer_axes(path: tuple) -> int:
+  """How many leading axes of a leaf count layers: 1 where blocks are stacked (`scan=True`), else 0.
+
+  Args:
+    path: of the leaf, as `jax.tree_util` gives it; also in a state that holds such parameters.
+  """
+  name = jax.tree_util.keystr(path, simple=True, separator="/")
+  return int("blocks" in name.split("/"))
+
+
 def stack_blocks(params: dict, depth: int) -> dict:
   """Parameters of `scan=False` -> those of `scan=True`: blocks_0 .. become one stacked `blocks`."""
   names = [f"blocks_{i}" for i in range(depth)]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from vidstep.models.dit import layer_axes
 from vidstep.parallel.mesh import BATCH
 
 
@@ -84,7 +85,8 @@ def state_sharding(tree, mesh, preset="fsdp"):
   def leaf(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     cut = next((cut for pattern, cut in preset if re.search(pattern, name)), EVERYWHERE)
-    return NamedSharding(mesh, _spec(name, x.shape, cut, dict(mesh.shape)))
+    layers = layer_axes(path) if len(x.shape) > 1 else 0
+    return NamedSharding(mesh, _spec(name, x.shape, cut, dict(mesh.shape), layers))
 
   return jax.tree_util.tree_map_with_path(leaf, tree)
 
@@ -100,8 +102,7 @@ def rules_of(preset: str):
   return PRESETS[preset]
 
 
-def _spec(name, shape, cut, sizes):
-  layers = 1 if "blocks" in name.split("/") and len(shape) > 1 else 0
+def _spec(name, shape, cut, sizes, layers):
   spec = [None] * len(shape)
   tensor = sizes.get("tensor", 1)
   if cut.tensor is not None and tensor > 1 and len(shape) - layers >= -cut.tensor:

@@ -1,5 +1,6 @@
 """Optimizers, schedules and EMA decays, each a function of a role's own update count."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
+
+from vidstep.models.dit import layer_axes
 
 SCHEDULES = {
   "constant": lambda u: jnp.ones_like(u),
@@ -67,7 +70,9 @@ def learning_rate(lr, *, warmup=0, schedule="constant", steps=1):
 def adamw(lr, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=None, muon=None, **schedule):
   """AdamW (Loshchilov and Hutter 2019), behind global-norm clipping and a schedule.
 
-  Weight decay spares vectors and scalars (biases, norms, embeddings of one axis).
+  Weight decay spares vectors and scalars (biases, norms, embeddings of one axis). Blocks that are
+  stacked (`VideoDiT.scan`) are updated as they are one by one: an axis of layers makes no matrix of
+  a vector, nor three axes of a matrix.
 
   Args:
     lr: peak learning rate.
@@ -93,16 +98,20 @@ def adamw(lr, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=None, muon=N
   if muon is not None and muon <= 0:
     raise ValueError(f"muon must be positive (or None for AdamW alone), got {muon}.")
   rate = learning_rate(lr, **schedule)
-  matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
   if muon is None:
-    descend = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=matrices)
+    decayed = functools.partial(_by_axes, lambda axes: axes > 1)
+    descend = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decayed)
   else:
+    matrix = optax.contrib.MuonDimensionNumbers(-2, -1)
     descend = optax.contrib.muon(
       learning_rate(muon, **schedule),
       weight_decay=weight_decay,
       adam_learning_rate=rate,
       adam_b1=b1,
       adam_b2=b2,
+      muon_weight_dimension_numbers=functools.partial(
+        _by_axes, lambda axes: matrix if axes == 2 else None
+      ),
     )
   tx = optax.chain(optax.identity() if clip is None else optax.clip_by_global_norm(clip), descend)
 
@@ -112,6 +121,11 @@ def adamw(lr, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=None, muon=N
       return tx.update(grads, state, params)
 
   return Optimizer(tx.init, update, rate)
+
+
+def _by_axes(choose, params):
+  """choose(axes) for every leaf: how many it has in a single block."""
+  return jax.tree_util.tree_map_with_path(lambda path, p: choose(p.ndim - layer_axes(path)), params)
 
 
 def constant_ema(decay):
