@@ -39,7 +39,7 @@ def forward(
   def step(queries, keys, allowed, carry):
     (q,), (k, v) = queries, keys
     top, total, acc = carry
-    (s,) = _scores(allowed, [(q, k)])
+    (s,) = _scores(allowed, [[(q, k)]], interpret)
     top, shrink, p = _online_softmax(s * (scale * _LOG2E), top)
     (acc,) = _inner([(acc * _rows(shrink, dim), [(p, v)])], interpret)
     return top, total * shrink + p.sum(1), acc
@@ -71,7 +71,7 @@ def forward_tangent(
   def step(queries, keys, allowed, carry):
     (q, dq), (k, v, dk, dv) = queries, keys
     top, total, acc, row, dacc = carry
-    s, *ds = _scores(allowed, [(q, k)], *_moves(q, k, dq, dk))
+    s, *ds = _scores(allowed, [[(q, k)], *_moves(q, k, dq, dk)], interpret)
     top, shrink, p = _online_softmax(s * (scale * _LOG2E), top)
     h = [p * (x * scale) for x in ds]
     fade = _rows(shrink, dim)
@@ -111,7 +111,7 @@ def tangent(
   def step(queries, keys, allowed, carry):
     (q, dq, lse), (k, v, dk, dv) = queries, keys
     row, acc = carry
-    s, *ds = _scores(allowed, [(q, k)], *_moves(q, k, dq, dk))
+    s, *ds = _scores(allowed, [[(q, k)], *_moves(q, k, dq, dk)], interpret)
     p = jnp.exp2(s * (scale * _LOG2E) - lse())
     h = [p * (x * scale) for x in ds]
     (acc,) = _inner([(acc, _weights(p, h, v, dv))], interpret)
@@ -152,13 +152,13 @@ def backward(
 
   def step_q(queries, keys, allowed, carry):
     (q, do, lse, delta), (k, v) = queries, keys
-    s, dp = _scores(allowed, [(q, k)], [(do, v)])
+    s, dp = _scores(allowed, [[(q, k)], [(do, v)]], interpret)
     p = jnp.exp2(s * (scale * _LOG2E) - lse())
     return _inner([(carry[0], [(p * (dp - delta()), k)])], interpret)
 
   def step_kv(keys, queries, allowed, carry):
     (k, v), (q, do, lse, delta) = keys, queries
-    s, *dp = _scores(allowed, [(k, q)], *([[(v, do)]] if want_k else []))
+    s, *dp = _scores(allowed, [[(k, q)]] + ([[(v, do)]] if want_k else []), interpret)
     p = jnp.exp2(s * (scale * _LOG2E) - lse())
     terms = [(p * (x - delta()), q) for x in dp] + ([(p, do)] if want_v else [])
     return _inner([(acc, [term]) for acc, term in zip(carry, terms, strict=True)], interpret)
@@ -211,29 +211,34 @@ def _weights(p, h, v, dv):
   return [(x, v) for x in h] + ([] if dv is None else [(p, dv)])
 
 
-def _scores(allowed, first, *others):
-  """`_outer` of all, -inf in the first where the mask says no.
+def _scores(allowed, sums, interpret):
+  """For each list of pairs `sum a b'`, `[64, block]`; -inf in the first where the mask says no.
 
-  Under a mask the first comes alone: its attributes and all the scores would not fit in registers.
+  The mask is what the first sum starts from: it takes no registers beside the scores', and its
+  fields have left theirs before the matmuls begin. Asked about scores that are there, it would
+  keep its fields while the next matmul fills registers of its own: the compiler overlaps the two.
   """
-  if allowed is None:
-    return _outer(first, *others)
-  (s,) = _outer(first)
-  s = jnp.where(allowed(), s, -jnp.inf)
-  return [s, *_outer(*others)] if others else [s]
+  starts = [jnp.zeros((ROWS, pairs[0][1].shape[0]), jnp.float32) for pairs in sums]
+  if allowed is not None:
+    starts[0] = jnp.where(allowed(), starts[0], -jnp.inf)
+  return _outer(list(zip(starts, sums, strict=True)), interpret)
 
 
-def _outer(*sums):
-  """For each list of pairs `sum a b'`, `[64, block]`: issued together, waited for once."""
+def _outer(sums, interpret):
+  """For each `(acc, pairs)` `acc + sum a b'`: issued together, waited for once."""
 
-  def run(*accs):
-    for acc, pairs in zip(accs, sums, strict=True):
+  def run(accs):
+    for acc, (_, pairs) in zip(accs, sums, strict=True):
       for a, b in pairs:
         plgpu.wgmma(acc, a, b.transpose((1, 0)))
-    return [acc[...] for acc in accs]
 
-  blocks = [pairs[0][1].shape[0] for pairs in sums]
-  return pl.run_scoped(run, *(plgpu.ACC((ROWS, n), jnp.float32) for n in blocks))
+  def from_zero(*accs):
+    run(accs)
+    return [acc + new[...] for new, (acc, _) in zip(accs, sums, strict=True)]
+
+  if interpret is not None:  # the interpreter's accumulators start from nothing else
+    return pl.run_scoped(from_zero, *(plgpu.ACC(acc.shape, acc.dtype) for acc, _ in sums))
+  return pl.run_state(run)([plgpu.ACC.init(acc) for acc, _ in sums])
 
 
 def _inner(sums, interpret):

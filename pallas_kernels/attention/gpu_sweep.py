@@ -16,7 +16,6 @@ stored there. Rows that stick out are discarded so; keys that stick out are hidd
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +26,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.extend.core import Var
 
 from pallas_kernels.attention.mask import Mask
 
@@ -218,20 +218,21 @@ class Sweep:
     if self.mask.rule is None:
       return (), ()
     infos = self.mask.fields()
-    sides = [[_Field(lambda: jnp.int32(0)) for _ in range(info.shape[1])] for info in infos]
-    jax.eval_shape(lambda: self.mask.rule(*sides))
-    pick = lambda info, side: tuple(
-      jnp.asarray(info[:, f])[:, None] if "value" in vars(field) else None
-      for f, field in enumerate(side)
+    scalars = [[0] * info.shape[1] for info in infos]
+    trace = jax.make_jaxpr(lambda *sides: self.mask.rule(*sides))(*scalars).jaxpr
+    used = {v for eqn in trace.eqns for v in eqn.invars if isinstance(v, Var) and not _vain(eqn)}
+    read = iter([v in used for v in trace.invars])
+    pick = lambda info: tuple(
+      jnp.asarray(info[:, f])[:, None] if next(read) else None for f in range(info.shape[1])
     )
-    return pick(infos[0], sides[0]), pick(infos[1], sides[1])
+    return pick(infos[0]), pick(infos[1])
 
   def _allowed(self, row_fields: Any, column_fields: Any, tile: Any) -> jax.Array | None:
     """The mask in this tile: bool `[64, block]`."""
     allowed = None
     if self.mask.rule is not None:
       sides = [
-        [_Field(self._operand(ref, axis)) for ref in side]
+        [None if ref is None else self._operand(ref, axis)() for ref in side]
         for axis, side in enumerate((row_fields, column_fields))
       ]
       allowed = self.mask.rule(*sides[:: -1 if self.by_key else 1])
@@ -262,31 +263,13 @@ class Sweep:
     plgpu.wait_smem_to_gmem(0)
 
 
-class _Field(np.lib.mixins.NDArrayOperatorsMixin):
-  """A field as a rule sees it: loaded where an operator first reads it.
+def _vain(eqn: Any) -> bool:
+  """Whether a rule compares a field with itself, to give its answer a shape.
 
-  One a column takes 16 registers. Loaded before the rule begins, all of them would be there at
-  once, beside the sums and the scores; like this, rules that are intersected take turns.
-
-  Compared with itself, which gives an answer its shape, it is True and not loaded: the compiler
-  would drop the comparison, but not the load that this makes useless, a register array whose
-  layout nothing determines, which ends its search for layouts.
+  The compiler knows the answer and drops the comparison, but not the load that it makes useless:
+  a register array whose layout nothing determines, which ends its search for layouts.
   """
-
-  def __init__(self, load: Callable[[], jax.Array] | None):
-    self._load = load
-
-  @functools.cached_property
-  def value(self) -> jax.Array:
-    return self._load()
-
-  def __array_ufunc__(self, ufunc: np.ufunc, method: str, *operands: Any) -> Any:
-    """What every operator calls."""
-    if ufunc is np.equal and operands[0] is operands[1]:
-      return True
-    return getattr(jnp, ufunc.__name__)(
-      *[x.value if isinstance(x, _Field) else x for x in operands]
-    )
+  return eqn.primitive is lax.eq_p and eqn.invars[0] is eqn.invars[1]
 
 
 def _bytes(slot: Any) -> int:
