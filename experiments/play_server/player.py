@@ -61,7 +61,7 @@ class Player:
     steps, window = self._world.steps[0], self._world.window[0]
     text = self._scenario.text
     settings = {"seed": 0, "steps": steps, "window": window, "text": text}
-    await self._finish(self._replace(self._start, settings))
+    await self._finish(self._open(settings))
     self._tell_state()
 
   async def handle(self, message: dict) -> None:
@@ -242,6 +242,10 @@ class Player:
 
   async def _restore(self, path):
     self._add("a", await asyncio.to_thread(self._runner.engine.restore, path))
+
+  async def _open(self, settings):
+    if not self._worlds:  # else a reset was under way, and this is the world that it has brought
+      await self._replace(self._start, settings)
 
   async def _replace(self, start, *arguments):
     """Ends all worlds and starts another; if that fails, a fresh one."""

@@ -196,6 +196,26 @@ def test_a_reset_keeps_its_place_though_others_wait(tmp_path):
   asyncio.run(play())
 
 
+def test_a_slow_reset_is_not_taken_for_a_page_without_a_world(tmp_path):
+  opened = []
+
+  class Slow(FakeEngine):
+    def open(self, **given):
+      opened.append(given["seed"])
+      time.sleep(1.2 if given["seed"] else 0.0)  # the server looks after its pages once a second
+      return super().open(**given)
+
+  async def play():
+    async with serving(tmp_path, Slow()) as server, page(server) as one:
+      assert (await one.ask("reset", seed=7))["worlds"]["a"]["seed"] == 7
+      await one.say("keys", down=["up"], id=1)
+      await asyncio.sleep(0.3)
+      assert opened == [0, 7]
+      assert one.last("error") is None and one.last("state")["worlds"]["a"]["seed"] == 7
+
+  asyncio.run(play())
+
+
 def test_who_has_lost_his_world_waits_in_line_again(tmp_path):
   class Failing(FakeEngine):
     broken = False
