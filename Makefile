@@ -24,7 +24,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 
 help:
 	@echo "make demo     record Doom, train a teacher, distil it, sweep the step count (20 min on two cores)"
-	@echo "make play     a Doom that answers your keys, in the browser (trains it first: 24 min on two cores)"
+	@echo "make play     a Doom that answers your keys, in the browser (trains it first: 19 min on two cores)"
 	@echo "make test     everything that needs no accelerator and no torch"
 	@echo "make parity   against diffusers and friends (installs torch)"
 	@echo "make compile  the kernels by the real TPU compiler, without a TPU (installs libtpu, 600 MB)"

