@@ -225,35 +225,38 @@ def _scores(allowed, sums, interpret):
 
 
 def _outer(sums, interpret):
-  """For each `(acc, pairs)` `acc + sum a b'`: issued together, waited for once."""
+  """For each `(acc, pairs)` `acc + sum a b'`."""
+  sums = [(acc, [(a, b.transpose((1, 0))) for a, b in pairs]) for acc, pairs in sums]
+  if interpret is None:
+    return _accumulate(sums)
 
-  def run(accs):
-    for acc, (_, pairs) in zip(accs, sums, strict=True):
-      for a, b in pairs:
-        plgpu.wgmma(acc, a, b.transpose((1, 0)))
-
-  def from_zero(*accs):
-    run(accs)
+  def from_zero(*accs):  # the interpreter's accumulators start from nothing else
+    _issue(sums, accs)
     return [acc + new[...] for new, (acc, _) in zip(accs, sums, strict=True)]
 
-  if interpret is not None:  # the interpreter's accumulators start from nothing else
-    return pl.run_scoped(from_zero, *(plgpu.ACC(acc.shape, acc.dtype) for acc, _ in sums))
-  return pl.run_state(run)([plgpu.ACC.init(acc) for acc, _ in sums])
+  return pl.run_scoped(from_zero, *(plgpu.ACC(acc.shape, acc.dtype) for acc, _ in sums))
 
 
 def _inner(sums, interpret):
   """For each `(acc, pairs)` `acc + sum p v`, p rounded to v's dtype and read from registers."""
+  sums = [(acc, [(p.astype(v.dtype), v) for p, v in pairs]) for acc, pairs in sums]
+  if interpret is None:
+    return _accumulate(sums)
+  dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
+  # The interpreter's WGMMA reads shared memory only.
+  return [acc + sum(dot(p, v[...]) for p, v in pairs) for acc, pairs in sums]
 
-  if interpret is not None:  # the interpreter's WGMMA reads shared memory only
-    dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
-    return [acc + sum(dot(p.astype(v.dtype), v[...]) for p, v in pairs) for acc, pairs in sums]
 
-  def run(accs):
-    for acc, (_, pairs) in zip(accs, sums, strict=True):
-      for p, v in pairs:
-        plgpu.wgmma(acc, p.astype(v.dtype), v)
+def _accumulate(sums):
+  """For each `(acc, pairs)` `acc + sum a b`: issued together, waited for once."""
+  start = [plgpu.ACC.init(acc) for acc, _ in sums]
+  return pl.run_state(functools.partial(_issue, sums))(start)
 
-  return pl.run_state(run)([plgpu.ACC.init(acc) for acc, _ in sums])
+
+def _issue(sums, accs):
+  for acc, (_, pairs) in zip(accs, sums, strict=True):
+    for a, b in pairs:
+      plgpu.wgmma(acc, a, b)
 
 
 def _online_softmax(s, top):
