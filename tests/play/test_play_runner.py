@@ -1,6 +1,8 @@
 """The engine's thread ends before the process does, or says that it cannot."""
 
 import threading
+import time
+import types
 
 from fake_engine import FakeEngine
 
@@ -13,14 +15,13 @@ def test_it_waits_for_the_tick_it_is_in():
   class Slow(FakeEngine):
     def tick(self):
       entered.set()
-      ended.wait(0.3)
+      time.sleep(0.3)
       ended.set()
       return {}
 
-  engine = Slow()
-  runner = Runner(lambda say: engine)
+  runner = Runner(lambda say: Slow())
   runner.start()
-  runner._followers = {None: None}  # somebody plays
+  runner.follow(types.SimpleNamespace(session=None))  # somebody plays
   assert entered.wait(5)
   assert runner.stop() and ended.is_set() and not runner.is_alive()
 
